@@ -1,0 +1,334 @@
+"""
+The one door to google-genai, and the worker's blocking way to the service. Takes and returns our own types.
+
+Uploads, creates and deletes go through the SDK; looks, lists, cancels and downloads through ``rest``, because the SDK
+drops a job's counts and its error, refuses replies it cannot type, and downloads without checking the length.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import httpx
+import orjson
+
+from airflow_gemini_batch.core import rest
+from airflow_gemini_batch.core.http import LIMITS, hold
+from airflow_gemini_batch.core.jobs import Job, Seen, timestamp
+from airflow_gemini_batch.core.rest import Account
+from airflow_gemini_batch.core.storage import StoragePath
+from airflow_gemini_batch.exceptions import (
+    CreateInDoubt,
+    CredentialsRefused,
+    DownloadBroken,
+    InvalidConfig,
+    QuotaExceeded,
+    RequestRefused,
+    ServiceError,
+    ServiceUnreachable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google import genai
+
+log = logging.getLogger(__name__)
+
+JSONL = "application/jsonl"  # "jsonl", as the docs have it, was at times refused (python-genai#1547)
+ATTEMPTS = 4
+"""Tries of one download, and of one upload's start; creates are never retried here."""
+REDIRECTS = 5
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """
+    A file at the Files API.
+
+    :param expires_at: Unix time (the API keeps files for 48 hours), or None if it did not say.
+    """
+
+    name: str
+    size: int
+    expires_at: float | None = None
+
+
+class Client:
+    """A Gemini account, blocking. One per attempt; holds its ``genai.Client`` so that it is not closed while in use."""
+
+    def __init__(self, account: Account, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.account = account
+        self._sleep = sleep
+
+    @cached_property
+    def sdk(self) -> genai.Client:
+        """The ``genai.Client``, made when first needed (importing it takes most of a second)."""
+        from google import genai
+        from google.genai import types
+
+        return genai.Client(
+            api_key=self.account.api_key,
+            vertexai=False,  # else GOOGLE_GENAI_USE_VERTEXAI in the worker's environment would decide
+            http_options=types.HttpOptions(
+                base_url=self.account.base_url,
+                api_version=self.account.api_version,
+                timeout=math.ceil(self.account.timeout * 1000),  # the SDK counts milliseconds
+            ),
+        )
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(limits=LIMITS)
+
+    def close(self) -> None:
+        """Close what was opened. The client can be used again afterwards."""
+        for name in ("sdk", "_http"):
+            if (opened := self.__dict__.pop(name, None)) is not None:
+                opened.close()
+
+    # Looking -----------------------------------------------------------------------------------------------
+
+    def look(self, job: str) -> Seen:
+        """Look at one job; see :func:`rest.looking`."""
+        return hold(rest.looking(job), self._http, self.account)
+
+    def look_at_all(self, jobs: tuple[str, ...]) -> dict[str, Seen]:
+        return {job: self.look(job) for job in jobs}
+
+    def list_jobs(self) -> list[Job]:
+        """:raises ServiceError: the list could not be read to its end."""
+        return hold(rest.listing(), self._http, self.account)
+
+    def cancel(self, job: str) -> str:
+        """Cancel a job, look what became of it and say so; see :func:`rest.cancelling`."""
+        return hold(rest.cancelling(job), self._http, self.account)
+
+    def test(self) -> None:
+        """:raises ServiceError: the account cannot be used."""
+        hold(rest.testing(), self._http, self.account)
+
+    # Files -------------------------------------------------------------------------------------------------
+
+    def upload(self, path: StoragePath, *, file_id: str, display_name: str, mime_type: str = JSONL) -> RemoteFile:
+        """
+        Upload a file under a name of our choice; a file that is already there under it is used instead.
+
+        :raises ServiceError: it could not be uploaded.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._upload(path, file_id, display_name, mime_type)
+            except RequestRefused as e:
+                if e.code != 409:
+                    raise
+                if (there := self.file(f"files/{file_id}")) is not None:
+                    log.info("The upload %s is there already, it is used", there.name)
+                    return there
+                # The name is taken by what we may not see, e.g. a file that expired a moment ago.
+                file_id = f"{file_id[:37]}-{attempt}"
+            except ServiceUnreachable as e:
+                if attempt == ATTEMPTS:
+                    raise
+                log.warning("Upload of %s failed (%s), trying again", path.name, e)
+                self._sleep(2.0**attempt)
+        raise ServiceUnreachable(f"{path.name} could not be uploaded under any name")
+
+    def _upload(self, path: StoragePath, file_id: str, display_name: str, mime_type: str) -> RemoteFile:
+        from google.genai import types
+
+        with path.open("rb") as f, _told_apart():
+            file = self.sdk.files.upload(
+                file=cast("io.IOBase", f),
+                config=types.UploadFileConfig(name=file_id, display_name=display_name, mime_type=mime_type),
+            )
+        return _remote_file(file.model_dump(), f"files/{file_id}")
+
+    def file(self, name: str) -> RemoteFile | None:
+        """Return a file's facts, None when the service does not have it (it answers 403 for that)."""
+        try:
+            with _told_apart():
+                return _remote_file(self.sdk.files.get(name=name).model_dump(), name)
+        except RequestRefused as e:
+            if e.code in (403, 404):
+                return None
+            raise
+
+    def delete_file(self, name: str) -> None:
+        """:raises ServiceError: it could not be deleted; one that is gone already is no error."""
+        try:
+            with _told_apart():
+                self.sdk.files.delete(name=name)
+        except RequestRefused as e:
+            if e.code not in (403, 404):
+                raise
+
+    def delete_job(self, name: str) -> None:
+        """:raises ServiceError: it could not be deleted; one that is gone already is no error."""
+        try:
+            with _told_apart():
+                self.sdk.batches.delete(name=name)
+        except RequestRefused as e:
+            if e.code != 404:
+                raise
+
+    def download(self, name: str, to: BinaryIO) -> int:
+        """
+        Stream a result file into ``to`` from its beginning; returns its size in bytes.
+
+        The length is checked when the service gives one, and a break in the middle starts over: the API has no ranges.
+
+        :raises DownloadBroken: it came back short :data:`ATTEMPTS` times.
+        :raises ServiceError: the file cannot be had.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            to.seek(0)
+            to.truncate()
+            try:
+                return self._download(name, to)
+            except (ServiceUnreachable, httpx.HTTPError) as e:
+                if attempt == ATTEMPTS:
+                    raise DownloadBroken(f"{name} could not be downloaded whole in {ATTEMPTS} tries: {e}") from e
+                log.warning("Download of %s failed (%s), starting over", name, e)
+                self._sleep(2.0**attempt)
+        raise AssertionError("unreachable")
+
+    def _download(self, name: str, to: BinaryIO) -> int:
+        url, headers = self.account.url(f"{name}:download?alt=media"), self.account.headers()
+        host = httpx.URL(url).host
+        for _ in range(REDIRECTS):
+            # Identity: with compression the Content-Length would not be the number of bytes we count.
+            headers["Accept-Encoding"] = "identity"
+            with self._http.stream("GET", url, headers=headers, timeout=self.account.timeout) as answer:
+                if answer.has_redirect_location:
+                    url = str(answer.request.url.join(answer.headers["location"]))
+                    if httpx.URL(url).host != host:
+                        headers.pop("x-goog-api-key", None)  # the key goes to the service and nobody else
+                    continue
+                if answer.status_code != 200:
+                    raw = answer.read()
+                    raise rest.error_of(answer.status_code, _json_or_none(raw), raw)
+                size = 0
+                for piece in answer.iter_raw(1 << 20):
+                    size += to.write(piece)
+                promised = answer.headers.get("content-length")
+                if promised is not None and int(promised) != size:
+                    raise ServiceUnreachable(f"{size} bytes of {promised}")
+                return size
+        raise ServiceUnreachable(f"{name}: more than {REDIRECTS} redirects")
+
+    # Paid --------------------------------------------------------------------------------------------------
+
+    def create(self, *, model: str, file: str, display_name: str) -> str:
+        """
+        Create a batch job from an uploaded file and return its name. Sends exactly one request.
+
+        :raises RequestRefused: definitely not created, and the service said why.
+        :raises CredentialsRefused: definitely not created: the key was refused.
+        :raises QuotaExceeded: definitely not created: HTTP 429.
+        :raises ServiceUnreachable: definitely not created: no connection could be made at all.
+        :raises CreateInDoubt: anything else. It may have been created.
+        """
+        from google.genai import types
+
+        once = types.HttpOptions(
+            # Without this the SDK's own retries, and its aiohttp client's silent one, can create a second job.
+            retry_options=types.HttpRetryOptions(attempts=1),
+            timeout=math.ceil(self.account.timeout * 1000),
+        )
+        try:
+            with _told_apart():
+                job = self.sdk.batches.create(
+                    model=model,
+                    src=file,
+                    config=types.CreateBatchJobConfig(display_name=display_name, http_options=once),
+                )
+        except (RequestRefused, CredentialsRefused, QuotaExceeded):
+            raise
+        except _NotConnected as e:
+            raise ServiceUnreachable(str(e)) from e
+        except Exception as e:
+            # Everything else, whatever it is, leaves open whether the job exists.
+            raise CreateInDoubt(f"The create request for {display_name!r} got no clear answer: {e}") from e
+        if not job.name:
+            raise CreateInDoubt(f"The create request for {display_name!r} was answered without a job name.")
+        return str(job.name)
+
+
+class _NotConnected(ServiceUnreachable):
+    """No connection was made, so nothing can have been done."""
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """Turn what the SDK raises into our errors."""
+    from google.genai import errors
+
+    try:
+        yield
+    except errors.APIError as e:
+        details = e.details if isinstance(e.details, dict | list) else {}
+        error = rest.error_of(e.code, details, str(e.message or "").encode())
+        if e.code == 429:
+            raise QuotaExceeded(str(error)) from e
+        raise error from e
+    except orjson.JSONDecodeError as e:
+        raise ServiceUnreachable(f"an answer that is not JSON: {e}") from e
+    except (ServiceError, OSError):
+        raise
+    except Exception as e:
+        # The SDK lets its HTTP library's errors through: httpx's for 2.x, httpx2's for 3.x. Tell them by their names.
+        kinds = {kind.__name__ for kind in type(e).__mro__}
+        if kinds & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}:
+            raise _NotConnected(f"{type(e).__name__}: {e}") from e
+        if kinds & {"HTTPError", "ValidationError", "JSONDecodeError"} or isinstance(e, KeyError):
+            raise ServiceUnreachable(f"{type(e).__name__}: {e or 'no detail'}") from e
+        raise
+
+
+def _remote_file(facts: Mapping[str, Any], name: str) -> RemoteFile:
+    expires = facts.get("expiration_time")
+    at = timestamp(expires) if isinstance(expires, str) else expires
+    return RemoteFile(str(facts.get("name") or name), int(facts.get("size_bytes") or 0), at.timestamp() if at else None)
+
+
+def _json_or_none(raw: bytes) -> object:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+
+
+# Config ---------------------------------------------------------------------------------------------------
+
+
+def rest_config(config: object) -> dict[str, Any]:
+    """
+    Return a ``GenerateContentConfig`` (object or dict, snake_case or camelCase) as camelCase JSON, checked by the SDK.
+
+    :raises InvalidConfig: a field is unknown or of the wrong type; the message names it.
+    """
+    import pydantic
+    from google.genai import types
+
+    try:
+        checked = (
+            config
+            if isinstance(config, types.GenerateContentConfig)
+            else types.GenerateContentConfig.model_validate(config)
+        )
+        dumped = checked.model_dump(mode="json", by_alias=True, exclude_none=True)
+    except pydantic.ValidationError as e:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'config'}: {p['msg']}" for p in e.errors()[:5])
+        raise InvalidConfig(f"config is not a GenerateContentConfig: {problems}") from e
+    except ValueError as e:  # pydantic's serialisation error is one
+        raise InvalidConfig(f"config cannot be written as JSON: {e}. Give a response schema as a dict.") from e
+    return dumped

@@ -1,0 +1,183 @@
+"""
+Which slots were intended, and which job each became: small documents on storage, one per step, none ever rewritten by
+another step. All state of a run is here; none is in Python objects or XCom.
+
+A slot goes: uploaded → claimed → (refused →) submitted → landed. ``read`` returns what is there, and raises when that
+cannot be told: "could not read the claim" and "there is no claim" are different facts, and only the second may lead to
+a paid request.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from airflow_gemini_batch.core import documents, storage
+from airflow_gemini_batch.core.client import RemoteFile
+from airflow_gemini_batch.core.jobs import JobError
+from airflow_gemini_batch.core.layout import WorkDirectory
+from airflow_gemini_batch.core.names import Slot
+from airflow_gemini_batch.core.results import Oddities
+from airflow_gemini_batch.core.usage import Usage
+
+
+@dataclass(frozen=True)
+class Claim:
+    """
+    Somebody meant to create this slot's job.
+
+    :param number: claims of a slot are numbered from 1; each is created exclusively.
+    :param at: Unix time.
+    :param by: host and process, for people.
+    """
+
+    number: int
+    display_name: str
+    at: float
+    by: str
+    refused: str | None = None
+
+    @property
+    def open(self) -> bool:
+        """Nobody knows yet that its create was refused, so a job may exist."""
+        return self.refused is None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """
+    The job that a slot became.
+
+    :param created_at: Unix time of the job's creation; deadlines count from here.
+    :param adopted: it was found at the service, not created by the attempt that wrote this.
+    """
+
+    job: str
+    model: str
+    file: str
+    created_at: float
+    adopted: bool = False
+
+
+@dataclass(frozen=True)
+class Landed:
+    """
+    A slot's settled rows are in ``part``; its unsettled ones in the work directory.
+
+    :param part: name of the landed file, None when no row was settled.
+    :param format: how it was landed; another format means it must be landed again.
+    :param state: how the job ended, or why there is none.
+    :param counts: settled rows by status.
+    :param unsettled: rows that are not in the part, those that failed for a passing reason and others.
+    """
+
+    part: str | None
+    format: str
+    state: str
+    counts: dict[str, int]
+    unsettled_auto: int
+    unsettled_other: int
+    usage: Usage
+    oddities: Oddities
+    job_error: JobError | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All that the ledger knows of one slot."""
+
+    slot: Slot
+    upload: RemoteFile | None = None
+    claims: tuple[Claim, ...] = ()
+    submitted: Submitted | None = None
+    cancelled_at: float | None = None
+    landed: Landed | None = None
+
+    @property
+    def doubtful(self) -> Claim | None:
+        """The newest claim that may have become a job nobody recorded."""
+        open_claims = [claim for claim in self.claims if claim.open]
+        return open_claims[-1] if open_claims and self.submitted is None else None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of one plan."""
+
+    work: WorkDirectory
+    now: Any = field(default=time.time)
+
+    def read(self, slot: Slot) -> Entry:
+        """
+        :raises StateUnreadable: a step could not be read.
+        :raises StateTooNew: a later release wrote it.
+        """
+        landed = self._get(slot, "landed")
+        submitted = self._get(slot, "job")
+        cancelled = self._get(slot, "cancel") if submitted else None
+        upload = None if submitted else self._get(slot, "upload")
+        return Entry(
+            slot,
+            upload=RemoteFile(upload["name"], upload["size"], upload["expires_at"]) if upload else None,
+            claims=() if submitted else tuple(self._claims(slot)),
+            submitted=Submitted(**_fields(Submitted, submitted)) if submitted else None,
+            cancelled_at=cancelled["at"] if cancelled else None,
+            landed=_landed(landed) if landed else None,
+        )
+
+    def _claims(self, slot: Slot) -> list[Claim]:
+        claims: list[Claim] = []
+        while (body := self._get(slot, f"claim-{len(claims) + 1}")) is not None:
+            refused = self._get(slot, f"refused-{len(claims) + 1}")
+            claims.append(Claim(**_fields(Claim, body) | {"refused": refused["reason"] if refused else None}))
+        return claims
+
+    def uploaded(self, slot: Slot, file: RemoteFile) -> None:
+        self._put(slot, "upload", asdict(file))
+
+    def claim(self, slot: Slot, number: int, display_name: str) -> Claim | None:
+        """Claim the right to create this slot's job; None when another attempt has this number."""
+        claim = Claim(number, display_name, self.now(), f"{socket.gethostname()} pid {os.getpid()}")
+        body = {name: value for name, value in asdict(claim).items() if name != "refused"}
+        data = documents.dump("claim", body)
+        return claim if storage.claim(self.work.step(slot, f"claim-{number}"), data) else None
+
+    def refused(self, slot: Slot, claim: Claim, reason: str) -> None:
+        """Note that this claim's create was definitely refused, so the next attempt need not look for its job."""
+        self._put(slot, f"refused-{claim.number}", {"at": self.now(), "reason": reason})
+
+    def submitted(self, slot: Slot, submitted: Submitted) -> None:
+        self._put(slot, "job", asdict(submitted))
+
+    def cancelled(self, slot: Slot) -> float:
+        at: float = self.now()
+        self._put(slot, "cancel", {"at": at})
+        return at
+
+    def landed(self, slot: Slot, landed: Landed) -> None:
+        self._put(slot, "landed", asdict(landed))
+
+    def _get(self, slot: Slot, step: str) -> dict[str, Any] | None:
+        return documents.read(step.rstrip("-0123456789"), self.work.step(slot, step))
+
+    def _put(self, slot: Slot, step: str, body: Mapping[str, Any]) -> None:
+        storage.publish(self.work.step(slot, step), documents.dump(step.rstrip("-0123456789"), body))
+
+
+def _fields(kind: type, body: Mapping[str, Any]) -> dict[str, Any]:
+    # Fields that an older release did not write take their defaults; those that only it wrote are passed over.
+    return {name: body[name] for name in kind.__dataclass_fields__ if name in body}  # type: ignore[attr-defined]
+
+
+def _landed(body: Mapping[str, Any]) -> Landed:
+    fields = _fields(Landed, body)
+    error = fields.get("job_error")
+    return Landed(**fields | {
+        "usage": Usage(**fields["usage"]),
+        "oddities": Oddities(**fields["oddities"]),
+        "job_error": JobError(**error) if error else None,
+    })  # fmt: skip

@@ -1,0 +1,153 @@
+"""
+What a run decided to send, committed to storage before anything is paid for.
+
+A plan says which run owns the output, with which settings, and where its work lies. A round lists the shards that are
+sent together. Both are created exclusively and never change: of two attempts that plan at the same time one wins, and
+both go on with the winner's plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import orjson
+
+from airflow_gemini_batch.core import documents, storage
+from airflow_gemini_batch.core.layout import OutputDirectory, WorkDirectory
+from airflow_gemini_batch.core.names import DisplayName, RunId, Slot
+
+Taken = Literal["all", "auto"]
+
+
+def digest(spec: Mapping[str, Any]) -> str:
+    """Fingerprint of settings: equal settings, equal digest, whatever the order of their names."""
+    return hashlib.sha256(orjson.dumps(spec, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    :param number: the highest number at an output is in force.
+    :param work: name of the work directory.
+    :param spec: the settings as sent; their digest tells whether they changed.
+    :param rows: rows of the source, sent or not.
+    :param keep_types: kept column → its Arrow type, as text.
+    :param clears: how often the task instance had been cleared (Airflow's ``max_tries``) when this was planned.
+    """
+
+    number: int
+    work: str
+    run: RunId
+    spec: dict[str, Any]
+    rows: int
+    keep_types: dict[str, str]
+    created_at: str
+    clears: int | None = None
+
+    @property
+    def digest(self) -> str:
+        return digest(self.spec)
+
+    @property
+    def run_hash(self) -> str:
+        return self.run.hash(self.work)
+
+    def display_name(self, shard: Shard) -> DisplayName:
+        return DisplayName(self.run_hash, shard.slot, shard.fingerprint, f"{self.run.dag_id}.{self.run.task_id}")
+
+    def commit(self, output: OutputDirectory) -> bool:
+        """Put the plan in force; False when another attempt took this number first."""
+        body = asdict(self) | {"spec_digest": self.digest}
+        return storage.claim(output.plan(self.number), documents.dump("plan", body))
+
+    @classmethod
+    def current(cls, output: OutputDirectory) -> Plan | None:
+        """
+        Return the plan in force, None when the output certainly has none.
+
+        Plans are probed by number, not listed: object stores' listings are cached and lag behind.
+        """
+        newest = None
+        while (plan := cls.at(output, newest.number + 1 if newest else 1)) is not None:
+            newest = plan
+        return newest
+
+    @classmethod
+    def at(cls, output: OutputDirectory, number: int) -> Plan | None:
+        """Return the plan with this number, in force or not."""
+        body = documents.read("plan", output.plan(number))
+        if body is None:
+            return None
+        fields = {name: body[name] for name in cls.__dataclass_fields__ if name in body}
+        return cls(**fields | {"number": number, "run": RunId(**body["run"])})
+
+    def is_current(self, output: OutputDirectory) -> bool:
+        return storage.read(output.plan(self.number + 1)) is None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """
+    A JSONL file of requests that fits the API's limits.
+
+    :param requests: lines in the request file.
+    :param rows: lines in the rows file: ``requests`` and those that are not sent.
+    :param size: bytes of the request file.
+    """
+
+    slot: Slot
+    requests: int
+    rows: int
+    size: int
+    sha256: str
+
+    @property
+    def fingerprint(self) -> str:
+        return self.sha256[:12]
+
+
+@dataclass(frozen=True)
+class Round:
+    """
+    One pass over the work.
+
+    :param last: number of the last round that may follow without being asked for.
+    :param took: which unsettled rows of earlier rounds it sends again: those that failed for a passing reason, or all.
+    """
+
+    number: int
+    last: int
+    shards: tuple[Shard, ...]
+    took: Taken = "all"
+
+    def commit(self, work: WorkDirectory) -> Round:
+        """Put the round in force; returns the one in force, which is another attempt's if that was first."""
+        body = {
+            "number": self.number,
+            "last": self.last,
+            "took": self.took,
+            "shards": [asdict(s) | {"slot": str(s.slot)} for s in self.shards],
+        }
+        if storage.claim(work.round(self.number), documents.dump("round", body)):
+            return self
+        theirs = Round.load(work, self.number)
+        assert theirs is not None
+        return theirs
+
+    @classmethod
+    def load(cls, work: WorkDirectory, number: int) -> Round | None:
+        body = documents.read("round", work.round(number))
+        if body is None:
+            return None
+        shards = tuple(Shard(**(s | {"slot": Slot.parse(s["slot"])})) for s in body["shards"])
+        return cls(body["number"], body["last"], shards, body["took"])
+
+    @classmethod
+    def load_all(cls, work: WorkDirectory) -> list[Round]:
+        rounds: list[Round] = []
+        while (one := cls.load(work, len(rounds))) is not None:
+            rounds.append(one)
+        return rounds

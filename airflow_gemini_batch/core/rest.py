@@ -1,0 +1,186 @@
+"""
+Our own words with the REST API, for what the SDK drops (a job's counts and error) or cannot do (a checked download).
+
+Nothing here does I/O: a conversation is a generator that yields :class:`Call` and is sent :class:`Reply`, so the worker's
+blocking client and the triggerer's async one hold the same conversation (as httpx does with its ``auth_flow``).
+Endpoints: https://ai.google.dev/api/batch-api.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import orjson
+
+from airflow_gemini_batch.core.jobs import Gone, Job, Refused, Seen, Unreachable
+from airflow_gemini_batch.exceptions import CredentialsRefused, RequestRefused, ServiceError, ServiceUnreachable
+
+DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com"
+DEFAULT_API_VERSION = "v1beta"
+DEFAULT_TIMEOUT = 120.0
+"""Seconds for one call, also told to the service as its own deadline (``X-Server-Timeout``)."""
+
+PAGE_SIZE = 100
+MAX_PAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Account:
+    """
+    Who asks, and where. The key never shows in a repr.
+
+    :param timeout: seconds for one call.
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str = DEFAULT_BASE_URL
+    api_version: str = DEFAULT_API_VERSION
+    timeout: float = DEFAULT_TIMEOUT
+
+    def url(self, path: str) -> str:
+        return f"{self.base_url.rstrip('/')}/{self.api_version}/{path}"
+
+    def headers(self) -> dict[str, str]:
+        return {"x-goog-api-key": self.api_key, "X-Server-Timeout": str(math.ceil(self.timeout))}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One HTTP request: ``path`` is relative to the API version."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One HTTP answer, or the fault instead of one (then ``status`` is 0 and ``fault`` says what happened)."""
+
+    status: int
+    body: bytes = b""
+    fault: str = ""
+
+
+T = TypeVar("T")
+Conversation = Generator[Call, Reply, T]
+
+
+def read_reply(reply: Reply) -> dict[str, Any]:
+    """
+    Return the JSON object of a good answer.
+
+    :raises ServiceUnreachable: no answer, 5xx, 408, 429, or a page that is not the API's JSON.
+    :raises CredentialsRefused: the key was refused (HTTP 400 ``API_KEY_INVALID``, 401, or 403 about the key).
+    :raises RequestRefused: any other definite 4xx.
+    """
+    if reply.fault:
+        raise ServiceUnreachable(reply.fault)
+    try:
+        body = orjson.loads(reply.body or b"{}")
+    except orjson.JSONDecodeError:
+        body = None
+    if reply.status == 200 and isinstance(body, dict):
+        return body
+    raise error_of(reply.status, body, reply.body)
+
+
+def error_of(status: int, body: object, raw: bytes = b"") -> ServiceError:
+    """Tell what an answer other than a good one means; see section "Errors" of the API's troubleshooting guide."""
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        page = " ".join(raw[:200].decode("utf-8", "replace").split())
+        return ServiceUnreachable(f"HTTP {status} with something that is not the API's JSON: {page or 'an empty body'}")
+    message = str(error.get("message") or "no message")
+    word = str(error.get("status") or "")
+    said = f"HTTP {status} {word}: {message}"
+    if status in (408, 429) or status >= 500:
+        return ServiceUnreachable(said)
+    reasons = {d.get("reason") for d in error.get("details") or () if isinstance(d, dict)}
+    if status == 401 or reasons & KEY_REASONS or "api key" in message.lower():
+        return CredentialsRefused(said)
+    return RequestRefused(said, code=status, status=word)
+
+
+KEY_REASONS = frozenset(
+    {"API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED", "API_KEY_HTTP_REFERRER_BLOCKED", "API_KEY_IP_ADDRESS_BLOCKED",
+     "CONSUMER_SUSPENDED", "SERVICE_DISABLED", "ACCESS_TOKEN_SCOPE_INSUFFICIENT"}
+)  # fmt: skip
+
+
+def looking(job: str) -> Conversation[Seen]:
+    """Look at one job. Never raises for what the service does: every answer is one of the kinds of ``Seen``."""
+    try:
+        return Job.of_operation(read_reply((yield Call("GET", job))))
+    except (ServiceUnreachable, ValueError) as e:
+        return Unreachable(job, str(e))
+    except CredentialsRefused as e:
+        return Refused(job, str(e))
+    except RequestRefused as e:
+        refusal = e
+    if refusal.code == 404:
+        return Gone(job, str(refusal))
+    # 403 stands for "no such thing" as well as for "you may not". Listing needs the same right, so it tells them apart.
+    try:
+        read_reply((yield Call("GET", "batches", {"pageSize": "1"})))
+    except ServiceUnreachable as e:
+        return Unreachable(job, str(e))
+    except ServiceError:
+        return Refused(job, str(refusal))
+    return Gone(job, str(refusal)) if refusal.code == 403 else Unreachable(job, str(refusal))
+
+
+def listing() -> Conversation[list[Job]]:
+    """
+    List every job of this key's project, all pages.
+
+    :raises ServiceError: a page could not be read; a partial list is never returned.
+    """
+    jobs: list[Job] = []
+    token = ""
+    for _ in range(MAX_PAGES):
+        params = {"pageSize": str(PAGE_SIZE)} | ({"pageToken": token} if token else {})
+        page = read_reply((yield Call("GET", "batches", params)))
+        jobs += jobs_of_page(page)
+        token = str(page.get("nextPageToken") or "")
+        if not token:
+            return jobs
+    raise ServiceUnreachable(f"the list of jobs did not end after {MAX_PAGES} pages")
+
+
+def jobs_of_page(page: Mapping[str, Any]) -> Iterable[Job]:
+    for operation in page.get("operations") or ():
+        try:
+            yield Job.of_operation(operation)
+        except (ValueError, TypeError, AttributeError) as e:
+            raise ServiceUnreachable(f"an entry of the list of jobs is not an operation: {e}") from e
+
+
+def cancelling(job: str) -> Conversation[str]:
+    """
+    Ask for a job to be cancelled and look what became of it; returns a sentence about that. Best effort, as the API's
+    own cancel is: a job may still succeed.
+    """
+    try:
+        read_reply((yield Call("POST", f"{job}:cancel")))
+    except ServiceError as e:
+        refused = f"the cancel was not accepted ({e}); "
+    else:
+        refused = ""
+    seen = yield from looking(job)
+    if not isinstance(seen, Job):
+        return f"{job}: {refused}could not be looked at afterwards ({seen.detail}). It may run on and be billed."
+    done = f"{seen.counts.done} of {seen.counts.total} requests were done"
+    if seen.phase.ended:
+        return f"{job}: {refused}{seen.state}; {done} and may be billed."
+    return f"{job}: {refused}still {seen.state or 'in an unnamed state'}; {done}. What is done until it stops may be billed."
+
+
+def testing() -> Conversation[None]:
+    """One cheap call that needs the same right as all others."""
+    read_reply((yield Call("GET", "batches", {"pageSize": "1"})))

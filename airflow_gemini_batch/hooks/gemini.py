@@ -1,0 +1,164 @@
+"""GeminiHook: an Airflow connection becomes a core ``Client``, and gives ``genai.Client`` to whoever wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+from airflow_gemini_batch.connection_form import FIELDS, UI_BEHAVIOUR
+from airflow_gemini_batch.exceptions import CredentialsRefused, InvalidConfig, RequestRefused, ServiceUnreachable
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+    from google import genai
+
+    from airflow_gemini_batch.core.client import Client
+    from airflow_gemini_batch.core.rest import Account
+
+
+class GeminiHook(BaseHook):
+    """
+    A Gemini Developer API account.
+
+    The connection's password is the API key, its host the base URL (optional), its extra may hold ``api_version``,
+    ``timeout`` (seconds for one call) and ``backend`` (``"developer"``).
+
+    :param gemini_conn_id: id of a connection of type ``gemini_batch``.
+    """
+
+    conn_name_attr = "gemini_conn_id"
+    default_conn_name = "gemini_batch_default"
+    conn_type = "gemini_batch"
+    hook_name = "Gemini Batch"
+
+    def __init__(self, gemini_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gemini_conn_id = gemini_conn_id
+
+    @cached_property
+    def account(self) -> Account:
+        """
+        The account the connection describes.
+
+        :raises InvalidConfig: there is no such connection, or it is incomplete.
+        """
+        try:
+            connection = self.get_connection(self.gemini_conn_id)
+        except AirflowNotFoundException as e:
+            raise self._no_connection() from e
+        return account_of(connection)
+
+    async def aaccount(self) -> Account:
+        """The same, from an event loop: for triggers."""
+        from airflow.providers.common.compat.connection import get_async_connection
+
+        try:
+            connection = await get_async_connection(self.gemini_conn_id, hook=type(self))
+        except AirflowNotFoundException as e:
+            raise self._no_connection() from e
+        return account_of(connection)
+
+    def _no_connection(self) -> InvalidConfig:
+        return InvalidConfig(
+            f"There is no connection {self.gemini_conn_id!r}. Create one of type {self.conn_type!r} with the Gemini API key "
+            "as its password."
+        )
+
+    @cached_property
+    def client(self) -> Client:
+        """Our client: blocking, typed, one for the hook's life."""
+        from airflow_gemini_batch.core.client import Client
+
+        return Client(self.account)
+
+    def get_conn(self) -> genai.Client:
+        """
+        Return the ``google.genai.Client`` for this connection.
+
+        The hook keeps it: a ``genai.Client`` closes itself when it is collected, under whoever still uses it. Its async
+        side is ``get_conn().aio``.
+        """
+        return self.client.sdk
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Make one cheap authenticated call; returns whether it worked, and in words what is wrong."""
+        try:
+            self.client.test()
+        except InvalidConfig as e:
+            return False, str(e)
+        except CredentialsRefused as e:
+            return False, f"The API key was refused; check the password field. ({e})"
+        except RequestRefused as e:
+            if e.code == 404:
+                return False, f"{self.account.base_url} answers, but not as the Gemini Developer API. ({e})"
+            return False, f"The service refused the call: {e}"
+        except ServiceUnreachable as e:
+            return False, f"{self.account.base_url} cannot be reached, or is not the Gemini API: {e}"
+        return True, f"Connected to {self.account.base_url} ({self.account.api_version})."
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """The form of Airflow 3.1; later versions read it from the provider info."""
+        return {name.replace("-", "_"): value for name, value in UI_BEHAVIOUR.items()}
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """The form's own fields on Airflow 3.1; later versions read them from the provider info."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from flask_babel import lazy_gettext
+        from wtforms import StringField
+
+        return {
+            name: StringField(
+                lazy_gettext(field["label"]), widget=BS3TextFieldWidget(), description=field["description"]
+            )
+            for name, field in FIELDS.items()
+        }
+
+
+def account_of(connection: Connection) -> Account:
+    """
+    Read a connection.
+
+    :raises InvalidConfig: it lacks the key, or something in it cannot be used.
+    """
+    from airflow_gemini_batch.core.rest import DEFAULT_API_VERSION, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Account
+
+    def wrong(problem: str) -> InvalidConfig:
+        return InvalidConfig(f"Connection {connection.conn_id!r}: {problem}")
+
+    extra: Mapping[str, Any] = connection.extra_dejson
+    key = (connection.password or "").strip()
+    if not key:
+        raise wrong("it has no password; put the Gemini API key there.")
+    base_url = _base_url(connection)
+    backend = str(extra.get("backend") or "developer")
+    if backend != "developer" or "aiplatform" in base_url:
+        raise wrong(
+            "this is Vertex AI's backend. Only the Gemini Developer API is supported: leave backend and host empty, and use "
+            "an API key from Google AI Studio."
+        )
+    if key.startswith(("{", "ya29.")):
+        raise wrong("the password is a Google Cloud credential. The Gemini Developer API takes an API key.")
+    try:
+        timeout = float(extra.get("timeout") or DEFAULT_TIMEOUT)
+    except (TypeError, ValueError):
+        timeout = 0.0
+    if not 0 < timeout <= 3600:
+        raise wrong(f"timeout is {extra.get('timeout')!r}; it takes seconds for one call, above 0 and up to 3600.")
+    return Account(key, base_url or DEFAULT_BASE_URL, str(extra.get("api_version") or DEFAULT_API_VERSION), timeout)
+
+
+def _base_url(connection: Connection) -> str:
+    host = (connection.host or "").strip().rstrip("/")
+    if not host:
+        return ""
+    if "://" not in host:
+        # A connection URI (AIRFLOW_CONN_...) splits a URL into its parts.
+        host = f"{connection.schema or 'https'}://{host}" + (f":{connection.port}" if connection.port else "")
+    elif connection.port:
+        host += f":{connection.port}"
+    return host

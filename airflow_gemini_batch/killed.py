@@ -1,0 +1,24 @@
+"""
+Was this task really stopped? Airflow tells a trigger that it was killed also when it was not: after a triggerer's
+fail-over, and after a clear whose next try waits for the same jobs already. The task instance's state tells them apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+STOPPED = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
+"""States in which nobody waits for the jobs any more. In all others, a next try decides what becomes of them."""
+
+
+def state_of(dag_id: str, task_id: str, run_id: str, map_index: int) -> str | None:
+    """Ask Airflow for a task instance's state; blocks, and may hang while Airflow shuts down: set a time limit."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    states: dict[str, Any] = RuntimeTaskInstance.get_task_states(
+        dag_id=dag_id, task_ids=[task_id], run_ids=[run_id], map_index=map_index
+    )
+    of_run = states.get(run_id) or {}
+    # A mapped task is listed with its index: "task_3".
+    state = of_run.get(task_id, of_run.get(f"{task_id}_{map_index}"))
+    return None if state is None else str(getattr(state, "value", state))

@@ -1,0 +1,132 @@
+"""Waits for jobs off the worker. Only looks: creates nothing, lands nothing, reads no rows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_gemini_batch.killed import STOPPED, state_of
+
+if TYPE_CHECKING:
+    from airflow_gemini_batch.core.rest import Account
+
+STATE_TAKES = 10.0
+"""Seconds to wait for Airflow's word on the task's state; it hangs while a triggerer shuts down."""
+
+CONNECTION_TRIES = 3
+"""Looks for a missing connection before it counts as deleted."""
+
+
+class GeminiBatchTrigger(BaseTrigger):
+    """
+    Ends with an event when at least one job is worth another look by the operator.
+
+    The arguments are stored as plain JSON in Airflow's database: names and numbers, never the key.
+
+    :param jobs: job name → deadline as Unix time.
+    :param gemini_conn_id: connection to look with.
+    :param poll_interval: seconds between looks.
+    :param cancel_on_kill: cancel the jobs when the task is stopped by a person, its run, or a time limit of its run.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: dict[str, float],
+        gemini_conn_id: str,
+        poll_interval: float = 60.0,
+        cancel_on_kill: bool = True,
+        **_later: Any,  # what a later release may have stored; a downgrade must not break waiting tasks
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.jobs, self.gemini_conn_id = dict(jobs), gemini_conn_id
+        self.poll_interval, self.cancel_on_kill = poll_interval, cancel_on_kill
+        self._over = False
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "airflow_gemini_batch.triggers.batch.GeminiBatchTrigger",
+            {
+                "jobs": self.jobs,
+                "gemini_conn_id": self.gemini_conn_id,
+                "poll_interval": self.poll_interval,
+                "cancel_on_kill": self.cancel_on_kill,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from airflow_gemini_batch.core.waiting import Wait, adrive, to_event, watching
+        from airflow_gemini_batch.core.watcher import Watcher
+
+        try:
+            account = await self._account()
+            waits = [Wait(job, deadline) for job, deadline in self.jobs.items()]
+            steps = watching(waits, interval=self.poll_interval, clock=time.time, tell=self.log.info)
+            async with Watcher.shared(account) as watcher:
+                outcomes = await adrive(steps, watcher.look, asyncio.sleep)
+        except asyncio.CancelledError:
+            # Before Airflow 3.3 there is no on_kill: this is all that a trigger hears of it.
+            if not hasattr(BaseTrigger, "on_kill"):
+                await self.on_kill()
+            raise
+        # From here the jobs have ended, and Airflow may still call on_kill while this generator winds up.
+        self._over = True
+        yield TriggerEvent(to_event(outcomes))  # type: ignore[no-untyped-call]
+
+    async def _account(self) -> Account:
+        """Resolve the connection once. Airflow's database may be away for a while; only the deadline ends that."""
+        from airflow_gemini_batch.exceptions import InvalidConfig
+        from airflow_gemini_batch.hooks.gemini import GeminiHook
+
+        missing = 0
+        while True:
+            try:
+                return await GeminiHook(self.gemini_conn_id).aaccount()
+            except InvalidConfig:
+                missing += 1
+                if missing >= CONNECTION_TRIES:
+                    raise
+            except Exception as e:
+                # Whatever the secrets backend or Airflow's own API raise while they are down.
+                if time.time() >= min(self.jobs.values()):
+                    raise
+                self.log.warning("The connection cannot be read for now: %s: %s", type(e).__name__, e)
+            await asyncio.sleep(min(self.poll_interval, 10.0))
+
+    async def on_kill(self) -> None:
+        """Cancel the jobs if the task was really stopped; see ``killed``. Airflow 3.3 calls this, earlier ones do not."""
+        if self._over or not self.cancel_on_kill:
+            return
+        state = await self._state()
+        if state not in STOPPED:
+            self.log.info(
+                "The trigger was stopped, the task is %s: its jobs are left running", state or "in no known state"
+            )
+            return
+        from airflow_gemini_batch.core.watcher import Watcher
+
+        async with Watcher.shared(await self._account()) as watcher:
+            for said in await asyncio.gather(*(watcher.cancel(job) for job in self.jobs)):
+                self.log.warning("The task is %s; cancelled: %s", state, said)
+
+    async def _state(self) -> str | None:
+        from asgiref.sync import sync_to_async
+
+        ti = self.task_instance
+        if ti is None:  # dag.test() runs triggers without one
+            return None
+        try:
+            return await asyncio.wait_for(
+                sync_to_async(state_of)(
+                    ti.dag_id, ti.task_id, ti.run_id, ti.map_index if ti.map_index is not None else -1
+                ),
+                STATE_TAKES,
+            )
+        except Exception as e:
+            # Could not tell: then nothing is cancelled.
+            self.log.warning("The task's state cannot be read: %s: %s", type(e).__name__, e)
+            return None
