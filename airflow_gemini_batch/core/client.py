@@ -75,6 +75,9 @@ class Client:
         from google import genai
         from google.genai import types
 
+        # Airflow quiets httpx's line per request; SDK 3.x has moved to httpx2, which it does not know yet.
+        if (http_log := logging.getLogger("httpx2")).level == logging.NOTSET:
+            http_log.setLevel(logging.WARNING)
         return genai.Client(
             api_key=self.account.api_key,
             vertexai=False,  # else GOOGLE_GENAI_USE_VERTEXAI in the worker's environment would decide

@@ -157,7 +157,7 @@ def local_copy(path: StoragePath) -> Iterator[BinaryIO]:
 
 def remove(path: StoragePath) -> None:
     """Delete a file; no error when it is gone already."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         path.unlink()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -24,7 +25,7 @@ AT_ONCE = 8
 class Watcher:
     """One account's eyes in one event loop. Use :meth:`shared`; it lives as long as somebody uses it."""
 
-    _all: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Account, Watcher]] = WeakKeyDictionary()
+    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Account, Watcher]]] = WeakKeyDictionary()
 
     def __init__(self, account: Account) -> None:
         self._account = account
@@ -37,7 +38,8 @@ class Watcher:
     async def shared(cls, account: Account) -> AsyncIterator[Watcher]:
         """Give the running loop's watcher for this account; the last user closes it."""
         watchers = cls._all.setdefault(asyncio.get_running_loop(), {})
-        watcher = watchers.setdefault(account, cls(account)) if account not in watchers else watchers[account]
+        if (watcher := watchers.get(account)) is None:
+            watcher = watchers[account] = cls(account)
         watcher._users += 1
         try:
             yield watcher

@@ -13,7 +13,6 @@ from airflow.sdk import literal
 from airflow_gemini_batch.exceptions import InvalidConfig, NoRows
 from airflow_gemini_batch.failures import failing_fast
 from airflow_gemini_batch.killed import STOPPED, state_of
-from airflow_gemini_batch.triggers.batch import GeminiBatchTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -174,6 +173,8 @@ class GeminiBatchOperator(BaseOperator):
             raise
 
     def _defer(self, waiting: Waiting) -> NoReturn:
+        from airflow_gemini_batch.triggers.batch import GeminiBatchTrigger
+
         self.defer(
             trigger=GeminiBatchTrigger(
                 jobs={wait.job: wait.deadline for wait in waiting.waits},

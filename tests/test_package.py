@@ -1,0 +1,128 @@
+"""What the package is from outside: what it imports, what Airflow discovers, what the wheel ships."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from airflow_gemini_batch.get_provider_info import get_provider_info
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "airflow_gemini_batch"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+DAG_MODULES = ["airflow_gemini_batch.operators.batch", "airflow_gemini_batch.triggers.batch", "airflow_gemini_batch.hooks.gemini"]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def importers(of: str, among: Path = PACKAGE) -> set[str]:
+    return {
+        str(path.relative_to(PACKAGE))
+        for path in sorted(among.rglob("*.py"))
+        if any(name == of or name.startswith(f"{of}.") for name in imports_of(path))
+    }
+
+
+def test_the_core_imports_no_airflow() -> None:
+    assert importers("airflow", PACKAGE / "core") == set()
+
+
+def test_only_one_core_module_talks_to_google_genai() -> None:
+    assert importers("google") == {"core/client.py", "hooks/gemini.py"}
+    # The hook names the type it returns, for type checkers only.
+    assert "if TYPE_CHECKING:" in (PACKAGE / "hooks/gemini.py").read_text().split("from google import genai")[0]
+
+
+def test_the_emulator_shares_no_code_with_the_rest() -> None:
+    names = {name for path in (PACKAGE / "emulator").glob("*.py") for name in imports_of(path)}
+    ours = {name for name in names if name.startswith("airflow_gemini_batch")}
+    assert all(name.startswith("airflow_gemini_batch.emulator") for name in ours)
+    assert not {path for path in MODULES if "emulator" not in path.parts and "emulator" in " ".join(imports_of(path))}
+
+
+@pytest.mark.parametrize("module", DAG_MODULES)
+def test_a_dag_file_does_not_pay_for_the_sdk_or_arrow(module: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not loaded & {"google.genai", "pyarrow", "orjson", "genai_prices", "airflow_gemini_batch.core.flow"}
+
+
+def test_the_provider_info_names_what_exists() -> None:
+    import importlib
+
+    info = get_provider_info()
+    (connection,) = info["connection-types"]
+    module, _, name = connection["hook-class-name"].rpartition(".")
+    hook = getattr(importlib.import_module(module), name)
+    assert (hook.conn_type, hook.hook_name) == (connection["connection-type"], connection["hook-name"])
+    for kind in ("hooks", "operators", "triggers"):
+        for entry in info[kind]:
+            for python_module in entry["python-modules"]:
+                importlib.import_module(python_module)
+
+
+def test_airflow_lists_the_provider_and_its_hook_without_a_complaint(tmp_path: Path) -> None:
+    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path), "COLUMNS": "300"}
+    for command, expected in (("list", "airflow-gemini-batch"), ("hooks", "airflow_gemini_batch.hooks.gemini.GeminiHook")):
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", "providers", command, "-v"],
+            env=environment, capture_output=True, text=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert expected in done.stdout
+        complaints = [line for line in (done.stdout + done.stderr).splitlines() if "gemini" in line and "warn" in line.lower()]
+        assert complaints == []
+
+
+def test_the_form_is_the_same_on_every_airflow() -> None:
+    from airflow_gemini_batch.connection_form import FIELDS
+    from airflow_gemini_batch.hooks.gemini import GeminiHook
+
+    (connection,) = get_provider_info()["connection-types"]
+    assert set(connection["conn-fields"]) == set(FIELDS)
+    behaviour = GeminiHook.get_ui_field_behaviour()
+    assert behaviour["relabeling"] == connection["ui-field-behaviour"]["relabeling"]
+    assert behaviour["hidden_fields"] == connection["ui-field-behaviour"]["hidden-fields"]
+    assert set(FIELDS) <= set(behaviour["placeholders"])
+
+
+def test_the_wheel_ships_the_package_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(PACKAGE, source / "airflow_gemini_batch", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
+        entry_points = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
+    assert shipped == {str(path.relative_to(ROOT)) for path in MODULES} | {"airflow_gemini_batch/py.typed"}
+    assert "provider_info = airflow_gemini_batch.get_provider_info:get_provider_info" in entry_points
+
+
+def test_no_file_names_a_path_of_a_machine() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    if not listed:
+        pytest.skip("not a git checkout")
+    homes = [name for name in listed if Path(ROOT / name).is_file() and "/root/" in (ROOT / name).read_text(errors="replace")]
+    assert [name for name in homes if name != "tests/test_package.py"] == []
