@@ -143,6 +143,10 @@ class DownloadBroken(ServiceError):
     retryable = True
 
 
+class ResultsLost(ServiceError):
+    """A job succeeded, but its results are no longer given out."""
+
+
 # How a run ended --------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from airflow_gemini_batch.core.plan import Shard
 from airflow_gemini_batch.core.results import PASSING_CODES, Answers, Oddities, Reject, Result, Status, join
 from airflow_gemini_batch.core.shards import read_rows_file
 from airflow_gemini_batch.core.usage import Usage
-from airflow_gemini_batch.exceptions import ServiceError
+from airflow_gemini_batch.exceptions import DownloadBroken, RequestRefused, ResultsLost, ServiceError
 
 log = logging.getLogger("airflow_gemini_batch")
 
@@ -73,8 +73,8 @@ def land(attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: En
 
     :raises ServiceError: the results could not be fetched.
     """
-    if ending.results and submitted:
-        _fetch(attempt, shard, ending)
+    if submitted:
+        _fetch(attempt, shard, submitted.job, ending)
     attempt.check_current()
     policy, work = attempt.run.policy, attempt.work
     part_path = attempt.run.output.part(shard.slot, policy.file_format)
@@ -148,15 +148,26 @@ def _report(shard: Shard, landed: Landed, job: str | None) -> None:
         )  # fmt: skip
 
 
-def _fetch(attempt: Attempt, shard: Shard, ending: Ending) -> None:
-    """Bring the raw results to storage, whole, before anything is parsed. What is there already is not fetched again."""
+def _fetch(attempt: Attempt, shard: Shard, job: str, ending: Ending) -> None:
+    """
+    Bring the raw results to storage, whole, before anything is parsed. What is there already is not fetched again.
+
+    :raises ResultsLost: the service does not give them out any more.
+    :raises DownloadBroken: they could not be had this time.
+    """
     path = attempt.work.results(shard.slot)
     if path.exists():
         return
-    assert ending.results is not None
+    if ending.results is None:
+        if ending.answered:
+            # The answers exist and are paid for; sending the rows again because of this would pay twice.
+            raise DownloadBroken(
+                f"{job} ended as {ending.state} with {ending.answered} answers, but names no result file."
+            )
+        return
     for tried in range(1, SHORT_TRIES + 1):
         with storage.writing(path, keep_empty=False) as f:
-            size = attempt.client.download(ending.results, f)
+            size = _download(attempt, job, ending.results, f)
             lines, whole = _count_lines(f)
             if (lines >= ending.answered and whole) or tried == SHORT_TRIES:
                 f.seek(0, io.SEEK_END)
@@ -169,6 +180,16 @@ def _fetch(attempt: Attempt, shard: Shard, ending: Ending) -> None:
             f.seek(0)
             f.truncate()  # an empty file does not appear
         attempt.services.sleep(1.0)
+
+
+def _download(attempt: Attempt, job: str, name: str, to: BinaryIO) -> int:
+    try:
+        return attempt.client.download(name, to)
+    except RequestRefused as e:
+        raise ResultsLost(
+            f"The results of {job} ({name}) cannot be had any more: {e}. The service keeps results for some weeks and gives "
+            'them to their own project only. Clear the task with reuse="never" to ask, and pay, anew.'
+        ) from e
 
 
 def _count_lines(f: BinaryIO) -> tuple[int, bool]:

@@ -81,7 +81,7 @@ def _with_upper_types(schema: object) -> object:
         return schema
     return {
         name: value.upper() if name == "type" and isinstance(value, str)
-        else {key: _with_upper_types(one) for key, one in value.items()} if name == "properties" and isinstance(value, Mapping)
+        else {k: _with_upper_types(v) for k, v in value.items()} if name == "properties" and isinstance(value, Mapping)
         else _with_upper_types(value) if name in ("items", "anyOf", "properties")
         else value
         for name, value in schema.items()

@@ -35,6 +35,7 @@ from airflow_gemini_batch.exceptions import (
     JobStillRunning,
     JobTimedOut,
     QuotaExceeded,
+    ResultsLost,
     RunFailed,
     ServiceUnreachable,
     TooManyFailedRows,
@@ -98,8 +99,20 @@ def _start_again(attempt: Attempt) -> bool:
 
 
 def _land_again(attempt: Attempt, shard: Shard, entry: Entry, landed: Landed) -> Landed:
-    # The raw results are on storage; where there were none, there are none to fetch.
-    return land(attempt, shard, entry.submitted, Ending(landed.state, error=landed.job_error))
+    """Land a slot from its raw results on storage; should they have been removed, from those at the service."""
+    submitted = entry.submitted
+    if submitted is None or attempt.work.results(shard.slot).exists():
+        return land(attempt, shard, submitted, Ending(landed.state, error=landed.job_error))
+    seen = attempt.client.look(submitted.job)
+    if isinstance(seen, Job) and seen.results:
+        return land(attempt, shard, submitted, Ending.of(seen))
+    whole = landed.part is None or (attempt.run.output.path / landed.part).exists()
+    if not whole or (landed.part and landed.format != attempt.run.policy.file_format):
+        raise ResultsLost(
+            f"{shard.slot} cannot be landed again: its raw results are neither on storage nor at the service any more. Clear "
+            'the task with reuse="never" to ask, and pay, anew.'
+        )
+    return landed
 
 
 def _work_through(attempt: Attempt, current: Round, outcomes: tuple[Outcome, ...]) -> tuple[Wait, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ class GeminiHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Make one cheap authenticated call; returns whether it worked, and in words what is wrong."""
         try:
-            self.client.test()
+            with closing(self.client) as client:
+                client.test()
         except InvalidConfig as e:
             return False, str(e)
         except CredentialsRefused as e:
