@@ -74,13 +74,19 @@ def run_dag(environment: dict[str, str], home: Path) -> int:
     airflow = [sys.executable, "-m", "airflow"]
     print("Preparing Airflow's database ...", flush=True)
     with (home / "airflow.log").open("w") as log:
-        code = subprocess.run([*airflow, "db", "migrate"], env=environment, stdout=log, stderr=log, check=False).returncode
+        code = subprocess.run(
+            [*airflow, "db", "migrate"], env=environment, stdout=log, stderr=log, check=False
+        ).returncode
         if code:
             return code
         print(f"airflow dags test {TAG}", flush=True)
         started = time.monotonic()
         process = subprocess.Popen(
-            [*airflow, "dags", "test", TAG], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*airflow, "dags", "test", TAG],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert process.stdout is not None
         for line in process.stdout:
@@ -93,7 +99,18 @@ def run_dag(environment: dict[str, str], home: Path) -> int:
 
 def worth_telling(line: str) -> str:
     """Our own log lines and the task's changes of state, without the frame that Airflow puts around them."""
-    wanted = ("Planned ", "Uploaded ", "Created ", "batches/", "Fetched ", "Landed ", "Finished: ", "eferr", "ERROR", "[error")
+    wanted = (
+        "Planned ",
+        "Uploaded ",
+        "Created ",
+        "batches/",
+        "Fetched ",
+        "Landed ",
+        "Finished: ",
+        "eferr",
+        "ERROR",
+        "[error",
+    )
     if not any(word in line for word in wanted) or "HTTP Request" in line:
         return ""
     text = line.split("] ", 1)[-1] if line[:4].isdigit() else line

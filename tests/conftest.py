@@ -95,8 +95,7 @@ def run_operator(operator: Any, context: Any | None = None, *, on_defer: Callabl
         except TaskDeferred as deferred:
             if on_defer:
                 on_defer(deferred.trigger)
-            path, kwargs = deferred.trigger.serialize()
-            kwargs = json.loads(json.dumps(kwargs))
+            kwargs = json.loads(json.dumps(deferred.trigger.serialize()[1]))
             event = json.loads(json.dumps(asyncio.run(_event(type(deferred.trigger)(**kwargs)))))
             call = lambda event=event, name=deferred.method_name: getattr(operator, name)(context, event)  # type: ignore[misc]  # noqa: E731
 

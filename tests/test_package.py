@@ -18,7 +18,11 @@ from airflow_gemini_batch.get_provider_info import get_provider_info
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "airflow_gemini_batch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-DAG_MODULES = ["airflow_gemini_batch.operators.batch", "airflow_gemini_batch.triggers.batch", "airflow_gemini_batch.hooks.gemini"]
+DAG_MODULES = [
+    "airflow_gemini_batch.operators.batch",
+    "airflow_gemini_batch.triggers.batch",
+    "airflow_gemini_batch.hooks.gemini",
+]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -81,13 +85,18 @@ def test_the_provider_info_names_what_exists() -> None:
 
 def test_airflow_lists_the_provider_and_its_hook_without_a_complaint(tmp_path: Path) -> None:
     environment = os.environ | {"AIRFLOW_HOME": str(tmp_path), "COLUMNS": "300"}
-    for command, expected in (("list", "airflow-gemini-batch"), ("hooks", "airflow_gemini_batch.hooks.gemini.GeminiHook")):
+    for command, expected in (
+        ("list", "airflow-gemini-batch"),
+        ("hooks", "airflow_gemini_batch.hooks.gemini.GeminiHook"),
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "airflow", "providers", command, "-v"],
             env=environment, capture_output=True, text=True, check=True, cwd=tmp_path,
         )  # fmt: skip
         assert expected in done.stdout
-        complaints = [line for line in (done.stdout + done.stderr).splitlines() if "gemini" in line and "warn" in line.lower()]
+        complaints = [
+            line for line in (done.stdout + done.stderr).splitlines() if "gemini" in line and "warn" in line.lower()
+        ]
         assert complaints == []
 
 
@@ -124,5 +133,7 @@ def test_no_file_names_a_path_of_a_machine() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     if not listed:
         pytest.skip("not a git checkout")
-    homes = [name for name in listed if Path(ROOT / name).is_file() and "/root/" in (ROOT / name).read_text(errors="replace")]
+    homes = [
+        name for name in listed if Path(ROOT / name).is_file() and "/root/" in (ROOT / name).read_text(errors="replace")
+    ]
     assert [name for name in homes if name != "tests/test_package.py"] == []

@@ -57,7 +57,9 @@ def test_the_connection_test_names_a_host_that_is_not_gemini(emulator: Any, monk
         ({"password": "k", "extra": {"timeout": -1}}, "timeout is -1"),
     ],
 )
-def test_a_connection_that_cannot_work_says_why(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], said: str) -> None:
+def test_a_connection_that_cannot_work_says_why(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], said: str
+) -> None:
     hook = connect(monkeypatch, **fields)
     with pytest.raises(InvalidConfig, match=said):
         _ = hook.account

@@ -137,7 +137,9 @@ def test_a_kill_cancels_nothing_if_told_so(connection: str, emulator: Any, monke
     assert emulator.calls["cancel"] == 0
 
 
-def test_a_kill_after_the_event_cancels_nothing(connection: str, emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_after_the_event_cancels_nothing(
+    connection: str, emulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trigger = trigger_for(create_job(emulator))
     trigger.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1)
     monkeypatch.setattr(triggers, "state_of", lambda *_: "success")
