@@ -18,7 +18,9 @@ def state_of(dag_id: str, task_id: str, run_id: str, map_index: int) -> str | No
     states: dict[str, Any] = RuntimeTaskInstance.get_task_states(
         dag_id=dag_id, task_ids=[task_id], run_ids=[run_id], map_index=map_index
     )
-    of_run = states.get(run_id) or {}
+    if run_id not in states:
+        return "removed"  # the run was deleted: a state of None, as after a clear, would still be listed
     # A mapped task is listed with its index: "task_3".
+    of_run = states[run_id]
     state = of_run.get(task_id, of_run.get(f"{task_id}_{map_index}"))
     return None if state is None else str(getattr(state, "value", state))

@@ -287,7 +287,8 @@ class GeminiBatchOperator(BaseOperator):
                 for said in cancel_running(run, self._services()):
                     self.log.warning("The task is %s; cancelled: %s", state, said)
             elif state not in STOPPED:
-                note_cleared(run)
+                if state == "restarting":  # cleared while it ran; a worker that shuts down leaves it "running"
+                    note_cleared(run)
                 self.log.info("The task is %s: its jobs are left for the next try", state or "in no known state")
         except Exception as e:
             # Nothing may come out of a kill handler, and whatever could not be told or done is left as it is.
