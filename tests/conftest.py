@@ -59,7 +59,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses that are there for the real service's sake are short in tests; what they separate stays the same."""
     from airflow_gemini_batch.core import submitting
 
-    monkeypatch.setattr(submitting, "MARGIN", 0.5)
+    monkeypatch.setattr(submitting, "MARGIN", 1.0)
     monkeypatch.setattr(submitting, "LOOK_EVERY", 0.2)
 
 

@@ -122,7 +122,7 @@ def _work_through(attempt: Attempt, current: Round, outcomes: tuple[Outcome, ...
     for shard, entry in entries.items():
         if entry.submitted and not entry.landed and (wait := _attend(attempt, shard, entry, outcomes)):
             waits.append(wait)
-    created: dict[str, Submitted] = {}
+    touched = [shard for shard, entry in entries.items() if entry.submitted and not entry.landed]
     try:
         for shard, entry in entries.items():
             if entry.submitted or entry.landed:
@@ -133,15 +133,15 @@ def _work_through(attempt: Attempt, current: Round, outcomes: tuple[Outcome, ...
             if len(waits) >= attempt.run.policy.limits.active_jobs:
                 break
             submitted = submit(attempt, shard, entry)
-            created[str(attempt.plan.display_name(shard))] = submitted
+            touched.append(shard)
             waits.append(Wait(submitted.job, submitted.created_at + attempt.run.policy.timeout))
     except (QuotaExceeded, ServiceUnreachable) as e:
         # While jobs run there is something to wait for, and a place becomes free when one ends.
         if not waits:
             raise
         log.warning("No further job could be submitted for now: %s", e)
-    if created:
-        look_for_twins(attempt, created)
+    if touched:
+        look_for_twins(attempt, touched)
     return tuple(waits)
 
 

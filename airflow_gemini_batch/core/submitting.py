@@ -8,6 +8,8 @@ in the whole list, and only when it is not there, and its create can no longer b
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from airflow_gemini_batch.core import storage
 from airflow_gemini_batch.core.attempt import Attempt, log
@@ -104,11 +106,13 @@ def _check_undamaged(attempt: Attempt, shard: Shard) -> None:
 
 def _create(attempt: Attempt, shard: Shard, claim: Claim, file: RemoteFile) -> Submitted | None:
     """Send the one create of a claim. None: the slot must be looked at again (another claim, or another upload)."""
-    model = attempt.run.spec.model
+    model = attempt.plan.spec["model"]
+    if attempt.now() - claim.at > MARGIN / 2:
+        # This process was held up. By the time a create is answered, others may have ruled the claim dead.
+        attempt.ledger.refused(shard.slot, claim, "not sent: too much time had passed since the claim")
+        return None
     try:
-        name = attempt.client.create(
-            model=attempt.plan.spec.get("model", model), file=file.name, display_name=claim.display_name
-        )
+        name = attempt.client.create(model=model, file=file.name, display_name=claim.display_name)
     except (RequestRefused, CredentialsRefused, QuotaExceeded, ServiceUnreachable) as e:
         attempt.ledger.refused(shard.slot, claim, str(e))
         if isinstance(e, RequestRefused) and _file_is_lost(attempt, e, file):
@@ -157,10 +161,14 @@ def _resolve(attempt: Attempt, shard: Shard, claim: Claim) -> Submitted | None:
 
 def _adopt(attempt: Attempt, shard: Shard, jobs: list[Job]) -> Submitted:
     kept = settle_twins(attempt, jobs)
-    created = kept.created_at.timestamp() if kept.created_at else attempt.now()
-    submitted = Submitted(kept.name, attempt.run.spec.model, kept.input_file or "", created, adopted=True)
-    attempt.ledger.submitted(shard.slot, submitted)
     log.info("Found %s for %s; it is used, nothing is sent", kept.name, shard.slot)
+    return _record(attempt, shard, kept)
+
+
+def _record(attempt: Attempt, shard: Shard, kept: Job) -> Submitted:
+    created = kept.created_at.timestamp() if kept.created_at else attempt.now()
+    submitted = Submitted(kept.name, attempt.plan.spec["model"], kept.input_file or "", created, adopted=True)
+    attempt.ledger.submitted(shard.slot, submitted)
     return submitted
 
 
@@ -168,34 +176,38 @@ def settle_twins(attempt: Attempt, jobs: list[Job], keep: str | None = None) -> 
     """
     Keep one of the jobs under the same display name and cancel the others.
 
-    :param keep: the one that is recorded; by default the oldest that can still bring results.
+    :param keep: one that is landed already. By default the oldest that can still bring results: every attempt that looks
+        chooses the same one.
     """
     useless = (Phase.FAILED, Phase.CANCELLED, Phase.EXPIRED)
-    ordered = sorted(
-        jobs, key=lambda j: (j.name != keep, j.phase in useless, j.created_at is None, j.created_at, j.name)
+    latest = datetime.max.replace(tzinfo=UTC)
+    kept, *twins = sorted(
+        jobs, key=lambda job: (job.name != keep, job.phase in useless, job.created_at or latest, job.name)
     )
-    kept, *twins = ordered
     for twin in twins:
         if not twin.phase.ended:
-            log.warning(
-                "%s is a twin of %s and is cancelled: %s", twin.name, kept.name, attempt.client.cancel(twin.name)
-            )
+            log.warning("%s is a twin of %s; cancelled: %s", twin.name, kept.name, attempt.client.cancel(twin.name))
+        elif twin.phase is Phase.SUCCEEDED:
+            log.warning("%s is a twin of %s and has ended; it was paid for in vain", twin.name, kept.name)
     return kept
 
 
-def look_for_twins(attempt: Attempt, submitted: dict[str, Submitted]) -> None:
+def look_for_twins(attempt: Attempt, shards: Iterable[Shard]) -> None:
     """
-    After creating jobs, make sure that none was created twice (by a proxy that repeats requests, by an orphaned attempt).
+    Make sure that no job of these slots exists twice (by a proxy that repeats requests, by an orphaned attempt).
 
-    :param submitted: display name → what was recorded for it. A list that cannot be read is no reason to fail here: the
-        jobs are recorded.
+    A list that cannot be read is no reason to fail: the jobs are recorded.
     """
     try:
         listed = attempt.client.list_jobs()
     except ServiceError as e:
-        log.warning("Could not look for twins of the jobs just created: %s", e)
+        log.warning("Could not look for twins of this run's jobs: %s", e)
         return
-    for display_name, recorded in submitted.items():
-        twins = [job for job in listed if job.display_name == display_name]
+    for shard in shards:
+        twins = [job for job in listed if job.display_name == str(attempt.plan.display_name(shard))]
         if len(twins) > 1:
-            settle_twins(attempt, twins, keep=recorded.job)
+            entry = attempt.ledger.read(shard.slot)
+            landed = entry.submitted.job if entry.submitted and entry.landed else None
+            kept = settle_twins(attempt, twins, keep=landed)
+            if entry.submitted and entry.submitted.job != kept.name:
+                _record(attempt, shard, kept)
