@@ -111,7 +111,7 @@ class Client:
         """:raises ServiceError: the list could not be read to its end."""
         return hold(rest.listing(), self._http, self.account)
 
-    def cancel(self, job: str) -> str:
+    def cancel(self, job: str) -> rest.Cancel:
         """Cancel a job, look what became of it and say so; see :func:`rest.cancelling`."""
         return hold(rest.cancelling(job), self._http, self.account)
 
@@ -206,14 +206,14 @@ class Client:
 
     def _download(self, name: str, to: BinaryIO) -> int:
         url, headers = self.account.url(f"{name}:download?alt=media"), self.account.headers()
-        host = httpx.URL(url).host
+        service = _origin(url)
         for _ in range(REDIRECTS):
             # Identity: with compression the Content-Length would not be the number of bytes we count.
             headers["Accept-Encoding"] = "identity"
             with self._http.stream("GET", url, headers=headers, timeout=self.account.timeout) as answer:
                 if answer.has_redirect_location:
                     url = str(answer.request.url.join(answer.headers["location"]))
-                    if httpx.URL(url).host != host:
+                    if _origin(url) != service:
                         headers.pop("x-goog-api-key", None)  # the key goes to the service and nobody else
                     continue
                 if answer.status_code != 200:
@@ -328,6 +328,11 @@ def _remote_file(facts: Mapping[str, Any], name: str) -> RemoteFile:
     return RemoteFile(str(facts.get("name") or name), int(facts.get("size_bytes") or 0), at.timestamp() if at else None)
 
 
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parsed = httpx.URL(url)
+    return parsed.scheme, parsed.host, parsed.port
+
+
 def _json_or_none(raw: bytes) -> object:
     try:
         return orjson.loads(raw)
@@ -357,6 +362,10 @@ def rest_config(config: object) -> dict[str, Any]:
     except pydantic.ValidationError as e:
         problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'config'}: {p['msg']}" for p in e.errors()[:5])
         raise InvalidConfig(f"config is not a GenerateContentConfig: {problems}") from e
-    except ValueError as e:  # pydantic's serialisation error is one
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as e:  # a serialisation error is a ValueError; SDK validators slip, too
         raise InvalidConfig(f"config cannot be written as JSON: {e}. Give a response schema as a dict.") from e
     return dumped

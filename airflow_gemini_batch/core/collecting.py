@@ -86,7 +86,7 @@ def land(attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: En
     with (
         _answers(attempt, shard) as answers,
         storage.writing(work.unsettled(shard.slot), keep_empty=False) as unsettled,
-        writing_part(part_path, types, policy.file_format) as part,
+        writing_part(part_path, types, policy.file_format, include_raw=policy.include_raw) as part,
     ):
         for row, result in join(read_rows_file(work.rows(shard.slot)), answers, include_raw=policy.include_raw):
             if result.usage is not None:

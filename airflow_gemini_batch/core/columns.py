@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MIXED = "string"
 """Columns of several kinds, of nested values or of nothing at all become text (JSON where they are not text)."""
 
+DECIMAL_DIGITS = 38
+"""Digits of Arrow's decimal128."""
+
 INT64 = range(-(2**63), 2**63)
 
 
@@ -43,19 +46,27 @@ def _kind(value: object) -> str:
     if isinstance(value, datetime):
         return "timestamp" if value.tzinfo is None else "timestamp_utc"
     if isinstance(value, Decimal):
-        exponent = value.as_tuple().exponent
-        return f"decimal{max(0, -exponent)}" if isinstance(exponent, int) else MIXED
+        return _decimal_kind(value)
     for kind, name in ((float, "double"), (str, "string"), (date, "date"), (bytes, "binary")):
         if isinstance(value, kind):
             return name
     return MIXED
 
 
+def _decimal_kind(value: Decimal) -> str:
+    """``decimal<digits before the point>.<digits after it>``; no finite number is text."""
+    _, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int):
+        return MIXED
+    return f"decimal{max(0, len(digits) + exponent)}.{max(0, -exponent)}"
+
+
 def _common(kinds: set[str]) -> str:
     if kinds == {"int64", "double"}:
         return "double"
     if kinds and all(kind.startswith("decimal") for kind in kinds):
-        return f"decimal{max(int(kind[7:]) for kind in kinds)}"
+        digits, scales = zip(*(map(int, kind[7:].split(".")) for kind in kinds), strict=True)
+        return f"decimal{max(scales)}" if max(digits) + max(scales) <= DECIMAL_DIGITS else MIXED
     return kinds.pop() if len(kinds) == 1 else MIXED
 
 
@@ -64,7 +75,7 @@ def arrow_type(kind: str) -> pa.DataType:
     import pyarrow as pa
 
     if kind.startswith("decimal"):
-        return pa.decimal128(38, int(kind[7:]))
+        return pa.decimal128(DECIMAL_DIGITS, int(kind[7:]))
     types: dict[str, pa.DataType] = {
         "bool": pa.bool_(),
         "int64": pa.int64(),

@@ -8,7 +8,9 @@ from typing import Any
 from airflow_gemini_batch.core.client import rest_config
 from airflow_gemini_batch.exceptions import InvalidConfig
 
-REQUEST_FIELDS = frozenset({"safetySettings", "tools", "toolConfig", "cachedContent", "labels", "serviceTier"})
+REQUEST_FIELDS = frozenset(
+    {"safetySettings", "tools", "toolConfig", "cachedContent", "labels", "serviceTier", "store", "continuationToken"}
+)
 """Fields of the SDK's config that REST has beside ``generationConfig``, not inside it."""
 
 CLIENT_FIELDS = {
@@ -19,6 +21,8 @@ CLIENT_FIELDS = {
     "modelSelectionConfig": "it exists on Vertex AI only",
     "modelArmorConfig": "it exists on Vertex AI only",
     "audioTimestamp": "it exists on Vertex AI only",
+    "generationOutputConfig": "it exists on Vertex AI only",
+    "automaticContinuation": "the SDK does it between calls, and a batch has one call per row",
 }
 """What the SDK's config knows and a batch cannot do, and what to do instead."""
 
@@ -54,7 +58,7 @@ def request_template(config: object | None, system_instruction: str | None) -> d
     if instruction is not None and system_instruction:
         raise InvalidConfig("system_instruction is given twice: as a parameter and inside config.")
     if isinstance(fields.get("responseSchema"), Mapping):
-        fields["responseSchema"] = _with_upper_types(fields["responseSchema"])
+        fields["responseSchema"] = _api_schema(fields["responseSchema"])
 
     template: dict[str, Any] = {}
     if (instruction := system_instruction or instruction) is not None:
@@ -73,16 +77,20 @@ def _content(instruction: object) -> object:
     return instruction
 
 
-def _with_upper_types(schema: object) -> object:
-    """The API's Schema spells types in capitals (``STRING``), JSON Schema in small letters; the SDK maps them too."""
+def _api_schema(schema: object) -> object:
+    """
+    What the SDK does to a schema given as a dict: the API spells types in capitals, JSON Schema in small letters, and
+    without ``propertyOrdering`` the order of an answer's fields is the model's.
+    """
     if isinstance(schema, list):
-        return [_with_upper_types(one) for one in schema]
+        return [_api_schema(one) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
-    return {
-        name: value.upper() if name == "type" and isinstance(value, str)
-        else {k: _with_upper_types(v) for k, v in value.items()} if name == "properties" and isinstance(value, Mapping)
-        else _with_upper_types(value) if name in ("items", "anyOf", "properties")
-        else value
-        for name, value in schema.items()
-    }  # fmt: skip
+    shaped = {name: _api_schema(value) if name in ("items", "anyOf") else value for name, value in schema.items()}
+    if isinstance(kind := shaped.get("type"), str):
+        shaped["type"] = kind.upper()
+    if isinstance(properties := shaped.get("properties"), Mapping):
+        shaped["properties"] = {name: _api_schema(one) for name, one in properties.items()}
+        if len(properties) > 1:
+            shaped.setdefault("propertyOrdering", list(properties))
+    return shaped

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -38,6 +39,23 @@ def parse(kind: str, data: bytes, *, where: str) -> dict[str, Any]:
             "Upgrade it on this worker, or finish the run with the release that began it."
         )
     return body
+
+
+@contextmanager
+def understood(where: StoragePath) -> Iterator[None]:
+    """:raises StateUnreadable: the block found a document's fields missing or of another shape."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise StateUnreadable(f"{where} lacks what it should hold: {type(e).__name__}: {e}") from e
+
+
+def known(kind: type, body: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The fields of a dataclass that a document has. Those that an older release did not write take their defaults; those
+    that only it, or only a later one, writes are passed over.
+    """
+    return {name: body[name] for name in kind.__dataclass_fields__ if name in body}  # type: ignore[attr-defined]
 
 
 def read(kind: str, path: StoragePath) -> dict[str, Any] | None:

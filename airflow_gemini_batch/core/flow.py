@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from airflow_gemini_batch.core import prices, storage
 from airflow_gemini_batch.core.attempt import Attempt, Run, Services, log, utc
 from airflow_gemini_batch.core.collecting import Ending, delete_remote, land
-from airflow_gemini_batch.core.jobs import Gone, Job, Refused, Unreachable
+from airflow_gemini_batch.core.jobs import Gone, Job, Refused
 from airflow_gemini_batch.core.landing import FORMATS, table_types, writing_part
 from airflow_gemini_batch.core.ledger import Entry, Landed, Submitted
 from airflow_gemini_batch.core.manifest import Manifest
 from airflow_gemini_batch.core.plan import Plan, Round, Shard
 from airflow_gemini_batch.core.planning import find_or_make_plan, leftovers, open_round, retire_older_plans
+from airflow_gemini_batch.core.rest import Cancel
 from airflow_gemini_batch.core.results import Oddities, Result, Status
 from airflow_gemini_batch.core.submitting import look_for_twins, submit
 from airflow_gemini_batch.core.usage import Usage
@@ -43,6 +44,10 @@ from airflow_gemini_batch.exceptions import (
 
 CANCEL_TAKES = 600.0
 """Seconds a cancelled job gets to end by itself before its rows are given up for it."""
+
+
+CANCEL_AGAIN = 60.0
+"""Seconds between two tries to cancel a job, when the service does not take the first."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +168,16 @@ def _attend(attempt: Attempt, shard: Shard, entry: Entry, outcomes: tuple[Outcom
     if isinstance(seen, Gone) and told == "gone":
         _close(attempt, shard, submitted, Ending("GONE"))
         return None
-    if isinstance(seen, Refused) and told == "refused":
+    past = attempt.now() >= deadline
+    if isinstance(seen, Gone) and past:  # nothing is left to wait for or to cancel
+        _close(attempt, shard, submitted, Ending("GONE"))
+        return None
+    if isinstance(seen, Refused) and (told == "refused" or past):
         raise CredentialsRefused(
             f"The key is refused while {submitted.job} runs on: {seen.detail}. Mend the connection and clear the task: the "
             "job is adopted."
         )
-    if attempt.now() < deadline:
+    if not past:
         return wait
     if timed_out:
         log.warning("%s was cancelled and did not end; it is given up and may still be billed", submitted.job)
@@ -180,12 +189,16 @@ def _attend(attempt: Attempt, shard: Shard, entry: Entry, outcomes: tuple[Outcom
             f'{submitted.job} did not end within {hours:g} h and was left running (on_timeout="leave"); it may still be '
             "billed. Clear the task with a longer timeout to wait on, or cancel the job."
         )
-    if isinstance(seen, Unreachable):
+    cancel = attempt.client.cancel(submitted.job)
+    if cancel.accepted:
+        log.warning("Past its deadline of %g h, cancelled: %s", hours, cancel)
+        return Wait(submitted.job, attempt.ledger.cancelled(shard.slot) + CANCEL_TAKES)
+    if attempt.now() > deadline + CANCEL_TAKES:
         raise ServiceUnreachable(
-            f"{submitted.job} is past its deadline of {hours:g} h and cannot be cancelled: {seen.detail}"
+            f"{submitted.job} is past its deadline of {hours:g} h and cannot be cancelled: {cancel}"
         )
-    log.warning("Past its deadline of %g h, cancelled: %s", hours, attempt.client.cancel(submitted.job))
-    return Wait(submitted.job, attempt.ledger.cancelled(shard.slot) + CANCEL_TAKES)
+    log.warning("Past its deadline of %g h, and could not be cancelled; tried again soon: %s", hours, cancel)
+    return Wait(submitted.job, attempt.now() + CANCEL_AGAIN)
 
 
 def _close(attempt: Attempt, shard: Shard, submitted: Submitted, ending: Ending) -> None:
@@ -277,7 +290,7 @@ def _land_leftovers(attempt: Attempt, rounds: list[Round]) -> Counter[str]:
     types = table_types(attempt.plan.keep_types, include_raw=policy.include_raw)
     path = output.unsettled_part(policy.file_format)
     counts: Counter[str] = Counter()
-    with writing_part(path, types, policy.file_format) as part:
+    with writing_part(path, types, policy.file_format, include_raw=policy.include_raw) as part:
         for shard in _shards(rounds):
             for left in leftovers(attempt.work, rounds, shard.slot):
                 result = Result.from_dict(left["result"])
@@ -356,7 +369,7 @@ def _tell(manifest: Manifest) -> None:
     )  # fmt: skip
 
 
-def cancel_running(run: Run, services: Services) -> Iterator[str]:
+def cancel_running(run: Run, services: Services) -> Iterator[Cancel]:
     """Cancel every job of a run that has not been landed, as far as the ledger knows them; yields what became of each."""
     plan = Plan.current(run.output)
     if plan is None or plan.run != run.id:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Protocol
 
 import orjson
@@ -64,10 +64,10 @@ class Sink(Protocol):
 class Part:
     """Rows of one landed file, written in batches. Its sink opens with the first one."""
 
-    def __init__(self, file: BinaryIO, types: Mapping[str, str], file_format: str) -> None:
+    def __init__(self, file: BinaryIO, types: Mapping[str, str], file_format: str, *, include_raw: bool) -> None:
         self._open: Callable[[], Sink] = lambda: SINKS[file_format](file, types)
-        self._keep = [name for name in types if name not in COLUMNS and name != "raw"]
-        self._raw = "raw" in types
+        self._keep = [name for name in types if name not in COLUMNS and not (include_raw and name == "raw")]
+        self._raw = include_raw
         self._sink: Sink | None = None
         self._held: list[tuple[Any, ...]] = []
         self._bytes = 0
@@ -92,6 +92,12 @@ class Part:
         if self._sink is not None:
             self._sink.close()
 
+    def abandon(self) -> None:
+        """Let go of the file, which will not be kept."""
+        if self._sink is not None:
+            with suppress(Exception):  # the error that led here is the one to tell
+                self._sink.close()
+
     def _flush(self) -> None:
         if self._held:
             self._sink = self._sink or self._open()
@@ -100,12 +106,18 @@ class Part:
 
 
 @contextmanager
-def writing_part(path: StoragePath, types: Mapping[str, str], file_format: str) -> Iterator[Part]:
+def writing_part(
+    path: StoragePath, types: Mapping[str, str], file_format: str, *, include_raw: bool = False
+) -> Iterator[Part]:
     """Give a part to add results to. The file appears whole at the end or not at all; without rows it does not appear."""
     with storage.writing(path, keep_empty=False) as file:
-        part = Part(file, types, file_format)
-        yield part
-        part.close()
+        part = Part(file, types, file_format, include_raw=include_raw)
+        try:
+            yield part
+            part.close()
+        except BaseException:
+            part.abandon()
+            raise
 
 
 class _ParquetSink:
@@ -147,7 +159,7 @@ class _JsonlSink:
 class _CsvSink:
     def __init__(self, file: BinaryIO, types: Mapping[str, str]) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._writer = csv.writer(self._text)  # lines end with CRLF: only then does it quote a bare CR
         self._writer.writerow(types)
 
     def write(self, rows: list[tuple[Any, ...]]) -> None:

@@ -120,20 +120,21 @@ class Ledger:
         submitted = self._get(slot, "job")
         cancelled = self._get(slot, "cancel") if submitted else None
         upload = None if submitted else self._get(slot, "upload")
-        return Entry(
-            slot,
-            upload=RemoteFile(upload["name"], upload["size"], upload["expires_at"]) if upload else None,
-            claims=() if submitted else tuple(self._claims(slot)),
-            submitted=Submitted(**_fields(Submitted, submitted)) if submitted else None,
-            cancelled_at=cancelled["at"] if cancelled else None,
-            landed=_landed(landed) if landed else None,
-        )
+        with documents.understood(self.work.step(slot, "")):
+            return Entry(
+                slot,
+                upload=RemoteFile(**documents.known(RemoteFile, upload)) if upload else None,
+                claims=() if submitted else tuple(self._claims(slot)),
+                submitted=Submitted(**documents.known(Submitted, submitted)) if submitted else None,
+                cancelled_at=cancelled["at"] if cancelled else None,
+                landed=_landed(landed) if landed else None,
+            )
 
     def _claims(self, slot: Slot) -> list[Claim]:
         claims: list[Claim] = []
         while (body := self._get(slot, f"claim-{len(claims) + 1}")) is not None:
             refused = self._get(slot, f"refused-{len(claims) + 1}")
-            claims.append(Claim(**_fields(Claim, body) | {"refused": refused["reason"] if refused else None}))
+            claims.append(Claim(**documents.known(Claim, body) | {"refused": refused["reason"] if refused else None}))
         return claims
 
     def uploaded(self, slot: Slot, file: RemoteFile) -> None:
@@ -168,13 +169,8 @@ class Ledger:
         storage.publish(self.work.step(slot, step), documents.dump(step.rstrip("-0123456789"), body))
 
 
-def _fields(kind: type, body: Mapping[str, Any]) -> dict[str, Any]:
-    # Fields that an older release did not write take their defaults; those that only it wrote are passed over.
-    return {name: body[name] for name in kind.__dataclass_fields__ if name in body}  # type: ignore[attr-defined]
-
-
 def _landed(body: Mapping[str, Any]) -> Landed:
-    fields = _fields(Landed, body)
+    fields = documents.known(Landed, body)
     error = fields.get("job_error")
     return Landed(**fields | {
         "usage": Usage(**fields["usage"]),

@@ -58,10 +58,10 @@ class Manifest:
         body = documents.read("manifest", output.manifest)
         if body is None:
             return None
-        fields = {name: body[name] for name in cls.__dataclass_fields__ if name in body}
-        return cls(**fields | {
-            "usage": Usage(**fields["usage"]), "files": tuple(fields["files"]), "jobs": tuple(fields["jobs"]),
-        })  # fmt: skip
+        with documents.understood(output.manifest):
+            fields = documents.known(cls, body)
+            usage, files, jobs = Usage(**fields["usage"]), tuple(fields["files"]), tuple(fields["jobs"])
+            return cls(**fields | {"usage": usage, "files": files, "jobs": jobs})
 
     def to_xcom(self) -> dict[str, Any]:
         """The task's return value: plain JSON, small whatever the batch's size."""

@@ -81,8 +81,8 @@ class Plan:
         body = documents.read("plan", output.plan(number))
         if body is None:
             return None
-        fields = {name: body[name] for name in cls.__dataclass_fields__ if name in body}
-        return cls(**fields | {"number": number, "run": RunId(**body["run"])})
+        with documents.understood(output.plan(number)):
+            return cls(**documents.known(cls, body) | {"number": number, "run": RunId(**body["run"])})
 
     def is_current(self, output: OutputDirectory) -> bool:
         return storage.read(output.plan(self.number + 1)) is None
@@ -142,8 +142,11 @@ class Round:
         body = documents.read("round", work.round(number))
         if body is None:
             return None
-        shards = tuple(Shard(**(s | {"slot": Slot.parse(s["slot"])})) for s in body["shards"])
-        return cls(body["number"], body["last"], shards, body["took"])
+        with documents.understood(work.round(number)):
+            shards = tuple(
+                Shard(**documents.known(Shard, shard) | {"slot": Slot.parse(shard["slot"])}) for shard in body["shards"]
+            )
+            return cls(body["number"], body["last"], shards, body["took"])
 
     @classmethod
     def load_all(cls, work: WorkDirectory) -> list[Round]:

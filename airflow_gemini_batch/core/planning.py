@@ -17,7 +17,7 @@ from airflow_gemini_batch.core.layout import WorkDirectory
 from airflow_gemini_batch.core.ledger import Ledger
 from airflow_gemini_batch.core.manifest import Manifest
 from airflow_gemini_batch.core.names import Slot
-from airflow_gemini_batch.core.plan import Plan, Round, Taken, digest
+from airflow_gemini_batch.core.plan import Plan, Round, Shard, Taken, digest
 from airflow_gemini_batch.core.requests import Request, RequestBuilder
 from airflow_gemini_batch.core.rows import read_rows
 from airflow_gemini_batch.core.shards import KeyCheck, Limits, read_rows_file, write_shards
@@ -115,7 +115,7 @@ def _make_plan(run: Run, services: Services, *, number: int) -> Plan:
     try:
         shards = write_shards(requests(), work, 0, run.policy.limits)
         if suspects := keys.suspects():
-            _raise_duplicate(run, builder, suspects)
+            _refuse_duplicates(run, builder, work, shards, suspects)
         rows = sum(shard.rows for shard in shards)
         if rows == 0 and run.policy.on_empty != "succeed":
             raise NoRows(f"The source of {run.id} has no rows.")
@@ -126,15 +126,19 @@ def _make_plan(run: Run, services: Services, *, number: int) -> Plan:
     return Plan(number, name, run.id, run.spec.to_dict(), rows, types.types(), utc(services.clock()), run.clears)
 
 
-def _raise_duplicate(run: Run, builder: RequestBuilder, suspects: set[int]) -> None:
-    """Read the source once more to name the two rows; equal hashes of different keys are no duplicate."""
-    first_seen: dict[str, str] = {}
-    for row in read_rows(run.source(), builder.needed):
-        key = builder.key(row)
-        if hash(key) in suspects:
-            if key in first_seen:
-                raise DuplicateKey(key=key, first=first_seen[key], second=row.where)
-            first_seen[key] = row.where
+def _refuse_duplicates(
+    run: Run, builder: RequestBuilder, work: WorkDirectory, shards: tuple[Shard, ...], suspects: set[int]
+) -> None:
+    """:raises DuplicateKey: two of the rows just written have the same key; equal hashes alone are no duplicate."""
+    numbers: dict[str, int] = {}
+    keys = (row["key"] for shard in shards for row in read_rows_file(work.rows(shard.slot)))
+    for number, key in enumerate(keys):
+        if hash(key) in suspects and numbers.setdefault(key, number) != number:
+            # Only the source knows file and line. Should it have changed meanwhile, the rows' numbers must do.
+            wanted = (numbers[key], number)
+            where = {row.number: row.where for row in read_rows(run.source(), builder.needed) if row.number in wanted}
+            first, second = (where.get(one, f"row {one}") for one in wanted)
+            raise DuplicateKey(key=key, first=first, second=second)
 
 
 def _discard(work: WorkDirectory) -> None:

@@ -24,7 +24,7 @@ def cost_usd(usage: Usage, model: str, at: datetime) -> float | None:
             genai_prices.Usage(
                 input_tokens=usage.prompt_tokens + usage.tool_tokens,
                 output_tokens=usage.output_tokens + usage.thoughts_tokens,
-                cache_read_tokens=usage.cached_tokens,
+                cache_read_tokens=min(usage.cached_tokens, usage.prompt_tokens),
             ),
             model_ref=model,
             provider_id="google",

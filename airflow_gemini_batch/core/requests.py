@@ -69,6 +69,10 @@ def _as_text(value: object) -> str:
     return str(value)
 
 
+def _unsendable(e: TypeError) -> str:
+    return "is not valid Unicode (a lone surrogate)" if "UTF-8" in str(e) else f"cannot be sent: {e}"
+
+
 @dataclass(frozen=True)
 class Spec:
     """
@@ -156,13 +160,13 @@ class RequestBuilder:
             return self._ready_made(row)
         key = self.key(row)
         keep = {name: values[name] for name in self._spec.keep}
-        text = self._prompt.fill(values) if self._prompt is not None else self._bare_text(row)
-        if not text.strip():
-            return Request(key, b"", keep, NOTHING_TO_SEND)
         try:
+            text = self._prompt.fill(values) if self._prompt is not None else self._bare_text(row)
+            if not text.strip():
+                return Request(key, b"", keep, NOTHING_TO_SEND)
             body = b'{"contents":[{"parts":[{"text":' + orjson.dumps(text) + b'}],"role":"user"}]'
         except TypeError as e:
-            raise BadRow(row.where, f"its text is not valid Unicode: {e}") from e
+            raise BadRow(row.where, f"its text {_unsendable(e)}") from e
         body += (b"," + self._tail if self._tail else b"") + b"}"
         return Request(key, self._line(row, key, body), keep)
 
@@ -175,7 +179,10 @@ class RequestBuilder:
         if not isinstance(request, Mapping) or not request:
             raise BadRow(row.where, "request must be a JSON object with contents")
         key = self.key(row)
-        body = orjson.dumps({**self._spec.template, **request}, option=orjson.OPT_NON_STR_KEYS)
+        try:
+            body = orjson.dumps({**self._spec.template, **request}, option=orjson.OPT_NON_STR_KEYS)
+        except TypeError as e:
+            raise BadRow(row.where, f"its request {_unsendable(e)}") from e
         keep = {name: values[name] for name in self._spec.keep}
         return Request(key, self._line(row, key, body), keep)
 
@@ -184,6 +191,8 @@ class RequestBuilder:
         if column is None:
             return str(row.number)
         value = row.values[column]
+        if isinstance(value, float) and abs(value) >= 2**53:
+            raise BadRow(row.where, f"the key {value!r} is a number that has lost digits; write long ids as text")
         key = "" if value is None else str(value)
         if not key.strip():
             raise BadRow(row.where, f"the key column {column!r} is empty; every row needs a key of its own")
@@ -202,7 +211,7 @@ class RequestBuilder:
         try:
             line = b'{"key":' + orjson.dumps(key) + b',"request":' + body + b"}\n"
         except TypeError as e:
-            raise BadRow(row.where, f"its key is not valid Unicode: {e}") from e
+            raise BadRow(row.where, f"its key {_unsendable(e)}") from e
         if len(line) > self._max_bytes:
             raise BadRow(
                 row.where,

@@ -99,7 +99,7 @@ def error_of(status: int, body: object, raw: bytes = b"") -> ServiceError:
     message = str(error.get("message") or "no message")
     word = str(error.get("status") or "")
     said = f"HTTP {status} {word}: {message}"
-    if status in (408, 429) or status >= 500:
+    if status in (408, 429, 499) or status >= 500:  # 499: the service thinks that we went away
         return ServiceUnreachable(said)
     reasons = {d.get("reason") for d in error.get("details") or () if isinstance(d, dict)}
     if status == 401 or reasons & KEY_REASONS or "api key" in message.lower():
@@ -117,7 +117,7 @@ def looking(job: str) -> Conversation[Seen]:
     """Look at one job. Never raises for what the service does: every answer is one of the kinds of ``Seen``."""
     try:
         return Job.of_operation(read_reply((yield Call("GET", job))))
-    except (ServiceUnreachable, ValueError) as e:
+    except (ServiceUnreachable, ValueError, TypeError, AttributeError) as e:
         return Unreachable(job, str(e))
     except CredentialsRefused as e:
         return Refused(job, str(e))
@@ -161,24 +161,38 @@ def jobs_of_page(page: Mapping[str, Any]) -> Iterable[Job]:
             raise ServiceUnreachable(f"an entry of the list of jobs is not an operation: {e}") from e
 
 
-def cancelling(job: str) -> Conversation[str]:
+@dataclass(frozen=True)
+class Cancel:
     """
-    Ask for a job to be cancelled and look what became of it; returns a sentence about that. Best effort, as the API's
-    own cancel is: a job may still succeed.
+    What became of a cancel; prints as a sentence.
+
+    :param accepted: the service took it, or the job had ended anyway.
     """
+
+    said: str
+    accepted: bool
+
+    def __str__(self) -> str:
+        return self.said
+
+
+def cancelling(job: str) -> Conversation[Cancel]:
+    """Ask for a job to be cancelled and look what became of it. Best effort, as the API's own: it may still succeed."""
     try:
         read_reply((yield Call("POST", f"{job}:cancel")))
     except ServiceError as e:
-        refused = f"the cancel was not accepted ({e}); "
+        refused, accepted = f"the cancel was not accepted ({e}); ", False
     else:
-        refused = ""
+        refused, accepted = "", True
     seen = yield from looking(job)
     if not isinstance(seen, Job):
-        return f"{job}: {refused}could not be looked at afterwards ({seen.detail}). It may run on and be billed."
+        said = f"{job}: {refused}could not be looked at afterwards ({seen.detail}). It may run on and be billed."
+        return Cancel(said, accepted)
     done = f"{seen.counts.done} of {seen.counts.total} requests were done"
     if seen.phase.ended:
-        return f"{job}: {refused}{seen.state}; {done} and may be billed."
-    return f"{job}: {refused}still {seen.state or 'in an unnamed state'}; {done}. What is done until it stops may be billed."
+        return Cancel(f"{job}: {refused}{seen.state}; {done} and may be billed.", accepted=True)
+    state = seen.state or "in an unnamed state"
+    return Cancel(f"{job}: {refused}still {state}; {done}. What is done until it stops may be billed.", accepted)
 
 
 def testing() -> Conversation[None]:

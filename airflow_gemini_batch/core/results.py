@@ -86,18 +86,24 @@ def read_answer(key: str, line: Mapping[str, Any], *, include_raw: bool = False)
         return result
     if isinstance(error, Mapping):
         code = error.get("code")
-        message = str(error.get("message") or "no message")
-        return Result(key, Status.ERROR, error_code=code if isinstance(code, int) else None, error_message=message)
+        plain = isinstance(code, int) and not isinstance(code, bool) and abs(code) < 2**31
+        return Result(
+            key,
+            Status.ERROR,
+            error_code=code if plain else None,
+            error_message=str(error.get("message") or (f"error code {code}" if code is not None else "no message")),
+        )
     return Result(key, Status.ERROR, error_message="the result line has neither a response nor an error")
 
 
 def _of_response(key: str, response: Mapping[str, Any]) -> Result:
-    candidates = response.get("candidates") or [{}]
-    candidate = candidates[0] if isinstance(candidates, list) and isinstance(candidates[0], Mapping) else {}
+    candidates = response.get("candidates")
+    first = candidates[0] if isinstance(candidates, list) and candidates else None
+    candidate = first if isinstance(first, Mapping) else {}
     content = candidate.get("content")
     parts = content.get("parts") if isinstance(content, Mapping) else None
     texts, other = [], False
-    for part in parts or ():
+    for part in parts if isinstance(parts, list) else ():
         if not isinstance(part, Mapping) or part.get("thought"):
             continue
         if isinstance(part.get("text"), str):
@@ -131,10 +137,14 @@ def _of_response(key: str, response: Mapping[str, Any]) -> Result:
         finish_reason=finish or None,
         block_reason=str(block) if block else None,
         error_message=str(message) if message else None,
-        model_version=response.get("modelVersion"),
-        response_id=response.get("responseId"),
+        model_version=_text(response.get("modelVersion")),
+        response_id=_text(response.get("responseId")),
         usage=Usage.of_response(response.get("usageMetadata")),
     )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 @dataclass

@@ -156,8 +156,8 @@ def _read_csv(raw: IO[bytes], path: StoragePath, needed: Mapping[str, str]) -> I
     reader = csv.reader(_text_lines(raw, path), strict=True)
     line = 1
     try:
-        header = next(reader, None)
-        if not header:
+        header = next((fields for fields in reader if fields), None)
+        if header is None:
             return
         doubled = {name for name in header if header.count(name) > 1}
         if doubled:

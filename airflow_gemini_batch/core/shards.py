@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -117,7 +118,11 @@ def row_line(request: Request, where: str) -> bytes:
     """One line of a rows file: the key, the kept values, and the reason if nothing is sent."""
     row: dict[str, Any] = {"key": request.key}
     if request.keep:
-        row["keep"] = dict(request.keep)
+        # JSON has no infinity and no NaN: as text they can be read back, as null they would be lost.
+        row["keep"] = {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in request.keep.items()
+        }
     if request.unsent:
         row["unsent"] = request.unsent
     try:
@@ -139,8 +144,8 @@ class KeyCheck:
     """
     Finds duplicate keys among any number of rows with 8 bytes a row.
 
-    Only hashes are held. Should two be equal, the rows files are read again to find the rows, and to tell a true
-    duplicate from two keys that merely share a hash.
+    Only hashes are held. Should two be equal, the rows files are read again, to tell a true duplicate from two keys that
+    merely share a hash.
     """
 
     def __init__(self) -> None:

@@ -69,24 +69,43 @@ def claim(path: StoragePath, data: bytes) -> bool:
     Local: a hard link of a finished file, so that whoever loses reads a whole document. Object stores: exclusive
     create (S3: a conditional put), which becomes visible at close.
     """
-    if is_local(path):
-        local = cast("pathlib.Path", path)
-        local.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(local)
+    with _telling_unwritable(path):
+        if is_local(path) and (won := _claim_local(cast("pathlib.Path", path), data)) is not None:
+            return won
         try:
-            _write_synced(temporary, data)
-            os.link(temporary, local)
+            with path.open("xb") as f:
+                f.write(data)
         except FileExistsError:
             return False
-        finally:
-            temporary.unlink(missing_ok=True)
         return True
+
+
+def _claim_local(path: pathlib.Path, data: bytes) -> bool | None:
+    """Link a finished file to the name; None where the filesystem has no hard links."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
     try:
-        with path.open("xb") as f:
-            f.write(data)
+        _write_synced(temporary, data)
+        os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return None
+    finally:
+        temporary.unlink(missing_ok=True)
     return True
+
+
+@contextmanager
+def _telling_unwritable(path: StoragePath) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in UNWRITABLE:
+            raise
+        raise OutputNotWritable(f"Cannot write {path}: {type(e).__name__}: {e}") from e
 
 
 @contextmanager
@@ -97,15 +116,10 @@ def writing(path: StoragePath, *, keep_empty: bool = True) -> Iterator[BinaryIO]
     :param keep_empty: False: a file in which nothing was written does not appear.
     :raises OutputNotWritable: the place cannot be written to (no permission, not a directory, read-only).
     """
-    try:
-        with _spool(path) as (spool, put):
-            yield spool
-            if keep_empty or spool.tell():
-                put()
-    except OSError as e:
-        if e.errno not in UNWRITABLE:
-            raise
-        raise OutputNotWritable(f"Cannot write {path}: {type(e).__name__}: {e}") from e
+    with _telling_unwritable(path), _spool(path) as (spool, put):
+        yield spool
+        if keep_empty or spool.tell():
+            put()
 
 
 UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR})

@@ -49,4 +49,5 @@ class Usage:
 
 def _count(meta: Mapping[str, Any], name: str) -> int:
     value = meta.get(name)
-    return int(value) if isinstance(value, int | str) and str(value).isdigit() else 0
+    digits = str(value) if isinstance(value, int | str) else ""
+    return int(digits) if digits.isdecimal() and len(digits) < 16 else 0

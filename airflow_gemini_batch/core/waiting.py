@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from airflow_gemini_batch.core.jobs import Counts, Gone, Job, Refused, Seen, Unreachable
 from airflow_gemini_batch.exceptions import StateTooNew, StateUnreadable
@@ -27,6 +27,7 @@ JITTER = 0.1
 EVENT_VERSION = 1
 
 How = Literal["ended", "gone", "refused", "timed_out"]
+HOWS: tuple[How, ...] = get_args(How)
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ class Wait:
     One job being waited for.
 
     :param deadline: Unix time. Wall clock, not monotonic: a trigger may resume in another process after a restart.
-    :param doubts: how often in a row it looked gone, or the key refused.
+    :param doubts: how often in a row it looked gone (or the key refused; ``doubt`` says which).
     """
 
     job: str
     deadline: float
+    doubt: How | None = None
     doubts: int = 0
 
 
@@ -56,14 +58,13 @@ def step(wait: Wait, seen: Seen, *, now: float) -> Wait | Outcome:
     """Decide what one look at the job means."""
     if isinstance(seen, Job) and seen.phase.ended:
         return Outcome(wait.job, "ended", seen.state)
-    doubts = wait.doubts + 1 if isinstance(seen, Gone | Refused) else 0
-    if isinstance(seen, Gone) and doubts >= SURE_AFTER:
-        return Outcome(wait.job, "gone", seen.detail)
-    if isinstance(seen, Refused) and doubts >= SURE_AFTER:
-        return Outcome(wait.job, "refused", seen.detail)
+    doubt: How | None = "gone" if isinstance(seen, Gone) else "refused" if isinstance(seen, Refused) else None
+    doubts = 0 if doubt is None else wait.doubts + 1 if doubt == wait.doubt else 1
+    if doubt and doubts >= SURE_AFTER:
+        return Outcome(wait.job, doubt, getattr(seen, "detail", ""))
     if now >= wait.deadline:
         return Outcome(wait.job, "timed_out", describe(seen))
-    return replace(wait, doubts=doubts)
+    return replace(wait, doubt=doubt, doubts=doubts)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,9 @@ def describe(seen: Seen) -> str:
     """One look in a few words: ``batches/x RUNNING, 40 of 120 done, 2 failed``."""
     if not isinstance(seen, Job):
         return f"{seen.job} could not be seen: {seen.detail}"
-    unknown = "" if seen.known_state else " (a state this release does not know; it counts as running)"
+    unknown = (
+        "" if seen.known_state or not seen.state else " (a state this release does not know; it counts as running)"
+    )
     return f"{seen.name} {seen.state or 'without a state'}{unknown}{_counted(seen.counts)}"
 
 
@@ -231,6 +234,8 @@ def from_event(event: Mapping[str, Any] | None) -> tuple[Outcome, ...]:
             raise StateTooNew(
                 f"The trigger sent an event of version {event['version']}; this worker reads {EVENT_VERSION}."
             )
-        return tuple(Outcome(str(o["job"]), o["how"], str(o.get("detail", ""))) for o in event["outcomes"])
-    except (KeyError, TypeError, ValueError) as e:
+        return tuple(
+            Outcome(str(o["job"]), HOWS[HOWS.index(o["how"])], str(o.get("detail", ""))) for o in event["outcomes"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise StateUnreadable(f"The trigger sent an event that is not ours: {event!r}") from e

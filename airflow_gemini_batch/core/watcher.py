@@ -58,6 +58,6 @@ class Watcher:
         async with self._turns:
             return await ahold(rest.looking(job), self._http, self._account)
 
-    async def cancel(self, job: str) -> str:
+    async def cancel(self, job: str) -> rest.Cancel:
         """Cancel a job and say what became of it; see :func:`rest.cancelling`."""
         return await ahold(rest.cancelling(job), self._http, self._account)
