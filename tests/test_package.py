@@ -69,6 +69,15 @@ def test_a_dag_file_does_not_pay_for_the_sdk_or_arrow(module: str) -> None:
     assert not loaded & {"google.genai", "pyarrow", "orjson", "genai_prices", "airflow_gemini_batch.core.flow"}
 
 
+def test_the_public_names_are_there_when_asked_for() -> None:
+    import airflow_gemini_batch
+
+    for name in airflow_gemini_batch.__all__:
+        assert getattr(airflow_gemini_batch, name).__name__ == name
+    with pytest.raises(AttributeError, match="nope"):
+        _ = airflow_gemini_batch.nope
+
+
 def test_the_provider_info_names_what_exists() -> None:
     import importlib
 
