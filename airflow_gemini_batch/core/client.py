@@ -230,10 +230,11 @@ class Client:
 
     # Paid --------------------------------------------------------------------------------------------------
 
-    def create(self, *, model: str, file: str, display_name: str) -> str:
+    def create(self, *, model: str, file: str, display_name: str, seconds: float | None = None) -> str:
         """
         Create a batch job from an uploaded file and return its name. Sends exactly one request.
 
+        :param seconds: time limit, for the service too (``X-Server-Timeout``); the account's by default.
         :raises RequestRefused: definitely not created, and the service said why.
         :raises CredentialsRefused: definitely not created: the key was refused.
         :raises QuotaExceeded: definitely not created: HTTP 429.
@@ -245,7 +246,7 @@ class Client:
         once = types.HttpOptions(
             # Without this the SDK's own retries, and its aiohttp client's silent one, can create a second job.
             retry_options=types.HttpRetryOptions(attempts=1),
-            timeout=math.ceil(self.account.timeout * 1000),
+            timeout=math.ceil((seconds or self.account.timeout) * 1000),
         )
         try:
             with _told_apart():

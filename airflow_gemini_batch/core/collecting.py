@@ -159,11 +159,9 @@ def _fetch(attempt: Attempt, shard: Shard, job: str, ending: Ending) -> None:
     if path.exists():
         return
     if ending.results is None:
-        if ending.answered:
-            # The answers exist and are paid for; sending the rows again because of this would pay twice.
-            raise DownloadBroken(
-                f"{job} ended as {ending.state} with {ending.answered} answers, but names no result file."
-            )
+        if ending.well:
+            # Its answers exist and are paid for; sending the rows again because of this would pay twice.
+            raise DownloadBroken(f"{job} ended as {ending.state}, but names no result file.")
         return
     for tried in range(1, SHORT_TRIES + 1):
         with storage.writing(path, keep_empty=False) as f:

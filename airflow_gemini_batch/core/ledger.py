@@ -21,6 +21,7 @@ from airflow_gemini_batch.core.client import RemoteFile
 from airflow_gemini_batch.core.jobs import JobError
 from airflow_gemini_batch.core.layout import WorkDirectory
 from airflow_gemini_batch.core.names import Slot
+from airflow_gemini_batch.core.rest import DEFAULT_TIMEOUT
 from airflow_gemini_batch.core.results import Oddities
 from airflow_gemini_batch.core.usage import Usage
 
@@ -33,12 +34,14 @@ class Claim:
     :param number: claims of a slot are numbered from 1; each is created exclusively.
     :param at: Unix time.
     :param by: host and process, for people.
+    :param seconds: time limit of its create: after it, nothing of this claim can be under way.
     """
 
     number: int
     display_name: str
     at: float
     by: str
+    seconds: float = DEFAULT_TIMEOUT
     refused: str | None = None
 
     @property
@@ -140,9 +143,9 @@ class Ledger:
     def uploaded(self, slot: Slot, file: RemoteFile) -> None:
         self._put(slot, "upload", asdict(file))
 
-    def claim(self, slot: Slot, number: int, display_name: str) -> Claim | None:
+    def claim(self, slot: Slot, number: int, display_name: str, *, seconds: float = DEFAULT_TIMEOUT) -> Claim | None:
         """Claim the right to create this slot's job; None when another attempt has this number."""
-        claim = Claim(number, display_name, self.now(), f"{socket.gethostname()} pid {os.getpid()}")
+        claim = Claim(number, display_name, self.now(), f"{socket.gethostname()} pid {os.getpid()}", seconds)
         body = {name: value for name, value in asdict(claim).items() if name != "refused"}
         data = documents.dump("claim", body)
         return claim if storage.claim(self.work.step(slot, f"claim-{number}"), data) else None

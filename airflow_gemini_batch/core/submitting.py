@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from airflow_gemini_batch.core import storage
@@ -27,6 +28,10 @@ from airflow_gemini_batch.exceptions import (
     ServiceUnreachable,
     ShardDamaged,
 )
+
+CREATE_SECONDS = 30.0
+CREATE_BYTES_PER_SECOND = 20_000_000
+"""A create gets this long, and more for a large file, which the service checks line by line before it answers."""
 
 MARGIN = 15.0
 """Seconds after a create's own time limit in which its job may still appear in the list."""
@@ -56,7 +61,8 @@ def submit(attempt: Attempt, shard: Shard, entry: Entry) -> Submitted:
             return entry.submitted
         file = _upload(attempt, shard, entry)
         attempt.check_current()
-        claim = attempt.ledger.claim(shard.slot, len(entry.claims) + 1, display_name)
+        seconds = min(attempt.client.account.timeout, CREATE_SECONDS + shard.size / CREATE_BYTES_PER_SECOND)
+        claim = attempt.ledger.claim(shard.slot, len(entry.claims) + 1, display_name, seconds=seconds)
         if claim is not None and (sent := _create(attempt, shard, claim, file)) is not None:
             return sent
         entry = attempt.ledger.read(shard.slot)
@@ -77,7 +83,8 @@ def _upload(attempt: Attempt, shard: Shard, entry: Entry) -> RemoteFile:
     )
     if not _fresh(attempt, file) or file.size not in (0, shard.size):
         # What lay under the name was about to expire, or is not what we would send.
-        attempt.client.delete_file(file.name)
+        with suppress(ServiceError):
+            attempt.client.delete_file(file.name)
         file = attempt.client.upload(
             path,
             file_id=file_id(attempt.plan.run_hash, shard.slot, f"{shard.sha256} {attempt.now():.0f}"),
@@ -112,7 +119,9 @@ def _create(attempt: Attempt, shard: Shard, claim: Claim, file: RemoteFile) -> S
         attempt.ledger.refused(shard.slot, claim, "not sent: too much time had passed since the claim")
         return None
     try:
-        name = attempt.client.create(model=model, file=file.name, display_name=claim.display_name)
+        name = attempt.client.create(
+            model=model, file=file.name, display_name=claim.display_name, seconds=claim.seconds
+        )
     except (RequestRefused, CredentialsRefused, QuotaExceeded, ServiceUnreachable) as e:
         attempt.ledger.refused(shard.slot, claim, str(e))
         if isinstance(e, RequestRefused) and _file_is_lost(attempt, e, file):
@@ -140,7 +149,7 @@ def _resolve(attempt: Attempt, shard: Shard, claim: Claim) -> Submitted | None:
 
     :raises ServiceError: the list could not be read; nothing is concluded from that.
     """
-    until = claim.at + attempt.client.account.timeout + MARGIN
+    until = claim.at + claim.seconds + MARGIN
     told = False
     while True:
         if (entry := attempt.ledger.read(shard.slot)).submitted:

@@ -203,7 +203,7 @@ class GeminiBatchOperator(BaseOperator):
         from airflow_gemini_batch.paths import resolve
 
         ti = context["ti"]
-        map_index = ti.map_index if ti.map_index is not None else -1
+        map_index = ti.map_index if isinstance(ti.map_index, int) else -1
         return Run(
             id=RunId(ti.dag_id, ti.task_id, ti.run_id, map_index),
             source=self._open_source,
