@@ -1,0 +1,185 @@
+"""
+Paid once, wherever the process dies: every point at which a task can be killed, each in a process of its own, then a
+clean retry. The emulator counts what was paid; the table must be that of a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_gemini_batch.emulator import Faults
+
+CORE = "airflow_gemini_batch.core."
+OPERATOR = "airflow_gemini_batch.operators.batch:GeminiBatchOperator."
+THREE_SLOTS = {"limits": {"requests_per_job": 2}}
+
+POINTS: dict[str, tuple[Any, ...]] = {
+    "at the very start": (f"{CORE}flow:find_or_make_plan", "before"),
+    "in the middle of writing request shards": (f"{CORE}shards:row_line", "before", 4),
+    "between two request shards": (f"{CORE}shards:_write_one", "before", 2),
+    "after the round, before the plan": (f"{CORE}plan:Plan.commit", "before"),
+    "in the middle of putting the plan in force": (f"{CORE}storage:os.link", "before", 2),
+    "after the plan": (f"{CORE}plan:Plan.commit", "after"),
+    "in the middle of an upload": (f"{CORE}client:Client._upload", "reading", 1),
+    "in the middle of the second upload": (f"{CORE}client:Client._upload", "reading", 3),
+    "after an upload, before its record": (f"{CORE}client:Client.upload", "after"),
+    "after the upload": (f"{CORE}ledger:Ledger.uploaded", "after"),
+    "in the middle of claiming": (f"{CORE}storage:os.link", "before", 3),
+    "after the claim": (f"{CORE}ledger:Ledger.claim", "after"),
+    "after the second claim": (f"{CORE}ledger:Ledger.claim", "after", 2),
+    "after the create request left, as it left": (f"{CORE}client:Client.create", "sent"),
+    "after the create request left, reply never read": (f"{CORE}client:Client.create", "answered"),
+    "after the last create request left, reply never read": (f"{CORE}client:Client.create", "after", 3),
+    "after the reply, before the record": (f"{CORE}client:Client.create", "after"),
+    "in the middle of writing the record": (f"{CORE}ledger:storage.publish", "before", 2),
+    "after the record of the first": (f"{CORE}ledger:Ledger.submitted", "after"),
+    "after the record, before looking for twins": (f"{CORE}flow:look_for_twins", "before"),
+    "in the middle of a download": (f"{CORE}client:Client._download", "writing"),
+    "after a download, before it is kept": (f"{CORE}client:Client.download", "after"),
+    "after the raw results are kept": (f"{CORE}collecting:_fetch", "after"),
+    "in the middle of landing": (f"{CORE}landing:Part.add", "before", 2),
+    "in the middle of landing the last": (f"{CORE}landing:Part.add", "before", 6),
+    "after a part, before its record": (f"{CORE}ledger:Ledger.landed", "before", 2),
+    "after a part's record, before cleaning up": (f"{CORE}flow:delete_remote", "before", 2),
+    "after the last part, before the manifest": (f"{CORE}manifest:Manifest.write", "before"),
+    "in the middle of writing the manifest": (f"{CORE}manifest:storage.publish", "before"),
+    "after the manifest, before the task returned": (f"{CORE}manifest:Manifest.write", "after"),
+}
+WAITS: dict[tuple[str, bool], tuple[Any, ...]] = {
+    ("after the record, before waiting", True): (f"{OPERATOR}_defer", "before"),
+    ("after the record, before waiting", False): (f"{CORE}waiting:drive", "before"),
+    ("while waiting", True): (f"{CORE}watcher:Watcher.look", "after", 2),
+    ("while waiting", False): (f"{CORE}client:Client.look_at_all", "after", 2),
+    ("after the wait, before going on", True): (f"{OPERATOR}resume", "before"),
+    ("after the wait, before going on", False): (f"{CORE}waiting:drive", "after"),
+}
+
+both_ways = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "waiting"])
+
+
+@both_ways
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_and_retried_it_pays_once(
+    make_rig: Callable[..., Any], check_paid_once: Callable[..., None], point: str, deferrable: bool
+) -> None:
+    rig = make_rig(deferrable=deferrable, **THREE_SLOTS)
+    rig.kill(POINTS[point])
+    assert rig.run(try_number=2).code == 0
+    check_paid_once(rig, jobs=3)
+
+
+@pytest.mark.parametrize(
+    ("point", "deferrable"), WAITS, ids=lambda v: v if isinstance(v, str) else "deferred" if v else "waiting"
+)
+def test_killed_around_the_wait_and_retried_it_pays_once(
+    make_rig: Callable[..., Any], check_paid_once: Callable[..., None], point: str, deferrable: bool
+) -> None:
+    rig = make_rig({"states": ["PENDING"] * 6 + ["RUNNING", "SUCCEEDED"]}, deferrable=deferrable, **THREE_SLOTS)
+    rig.kill(WAITS[point, deferrable])
+    assert rig.run(try_number=2).code == 0
+    check_paid_once(rig, jobs=3)
+
+
+@both_ways
+def test_killed_again_and_again_at_every_step_it_pays_once(
+    make_rig: Callable[..., Any], check_paid_once: Callable[..., None], deferrable: bool
+) -> None:
+    rig = make_rig(deferrable=deferrable, **THREE_SLOTS)
+    for number, point in enumerate((
+        "after the round, before the plan", "after the plan", "in the middle of an upload", "after the upload",
+        "after the claim", "after the create request left, reply never read", "after the reply, before the record",
+        "in the middle of a download", "in the middle of landing", "after a part, before its record",
+        "after the last part, before the manifest", "after the manifest, before the task returned",
+    ), 1):  # fmt: skip
+        at, when = POINTS[point][:2]
+        rig.kill((at, when), try_number=number, max_tries=20)
+    assert rig.run(try_number=20, max_tries=20).code == 0
+    check_paid_once(rig, jobs=3)
+
+
+@pytest.mark.parametrize("read", [1, 2])
+def test_killed_between_the_chunks_of_a_large_upload_it_pays_once(
+    rig: Any, check_paid_once: Callable[..., None], read: int
+) -> None:
+    """The SDK sends 8 MiB at a time: 1 is before the first chunk, 2 before the second."""
+    rig.write_rows(6, text="long " * 400_000)
+    rig.kill((f"{CORE}client:Client._upload", "reading", read))
+    assert rig.emulator.calls["upload_chunk"] == read - 1
+    assert rig.run(try_number=2).code == 0
+    check_paid_once(rig, jobs=1)
+
+
+ROUNDS: dict[str, tuple[Any, ...]] = {
+    "in the middle of writing the second round": (f"{CORE}shards:row_line", "before", 8),
+    "before the second round is in force": (f"{CORE}plan:Round.commit", "before", 2),
+    "after the second round is in force": (f"{CORE}plan:Round.commit", "after", 2),
+    "after the second round's claim": (f"{CORE}ledger:Ledger.claim", "after", 4),
+    "after the second round's create left": (f"{CORE}client:Client.create", "after", 4),
+    "in the middle of landing the second round": (f"{CORE}landing:Part.add", "before", 6),
+    "after the second round is landed": (f"{CORE}ledger:Ledger.landed", "after", 4),
+    "in the middle of landing what is left": (f"{CORE}flow:_land_leftovers", "after"),
+}
+
+
+@both_ways
+@pytest.mark.parametrize("point", ROUNDS)
+def test_killed_in_the_second_round_and_retried_it_pays_once(
+    make_rig: Callable[..., Any], check_paid_once: Callable[..., None], point: str, deferrable: bool
+) -> None:
+    faults = Faults(fail_keys={"row-1": {"times": 1}, "row-4": {"times": 1}})
+    rig = make_rig({"faults": faults}, deferrable=deferrable, **THREE_SLOTS)
+    rig.kill(ROUNDS[point])
+    assert rig.run(try_number=2).code == 0
+    check_paid_once(rig, jobs=4)
+    assert sorted(row["key"] for row in rig.landed() if row["round"] == 1) == ["row-1", "row-4"]
+
+
+# Deferred: the trigger is another process -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1, 10])
+def test_the_triggerer_may_be_killed_and_restarted(
+    make_rig: Callable[..., Any], check_paid_once: Callable[..., None], times: int
+) -> None:
+    rig = make_rig({"states": ["PENDING"] * (3 * times + 6) + ["SUCCEEDED"]}, **THREE_SLOTS)
+    deferred = rig.run(part="execute").told["deferred"]
+    trigger = {"trigger": deferred}
+    for _ in range(times):
+        rig.kill((f"{CORE}watcher:Watcher.look", "after"), part="trigger", more=trigger)
+    while "manifest" not in (ended := rig.run(part="resume", more=_event(rig, deferred))).told:
+        deferred = ended.told["deferred"]
+    check_paid_once(rig, jobs=3)
+    assert rig.emulator.calls["cancel"] == 0
+
+
+def _event(rig: Any, deferred: list[Any]) -> dict[str, Any]:
+    ended = rig.run(part="trigger", more={"trigger": deferred})
+    assert ended.code == 0, ended.told
+    return {"event": ended.told["event"]}
+
+
+def test_a_worker_killed_after_the_event_leaves_the_retry_everything(
+    make_rig: Callable[..., Any], check_paid_once: Callable[..., None]
+) -> None:
+    """Airflow clears what was deferred and starts the retry from the beginning."""
+    rig = make_rig(**THREE_SLOTS)
+    deferred = rig.run(part="execute").told["deferred"]
+    event = _event(rig, deferred)
+    rig.kill((f"{OPERATOR}resume", "before"), part="resume", more=event)
+    rig.kill((f"{CORE}landing:Part.add", "before", 3), part="resume", more=event)
+    assert rig.run(try_number=2).code == 0
+    check_paid_once(rig, jobs=3)
+
+
+def test_an_event_that_comes_twice_lands_once(
+    make_rig: Callable[..., Any], check_paid_once: Callable[..., None]
+) -> None:
+    """Airflow may run a trigger on two triggerers, and resume a task more than once."""
+    rig = make_rig(**THREE_SLOTS)
+    event = _event(rig, rig.run(part="execute").told["deferred"])
+    for _ in range(2):
+        assert rig.run(part="resume", more=event).code == 0
+    check_paid_once(rig, jobs=3)
