@@ -11,11 +11,10 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import httpx
 import orjson
@@ -37,16 +36,18 @@ from airflow_gemini_batch.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from google import genai
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 JSONL = "application/jsonl"  # "jsonl", as the docs have it, was at times refused (python-genai#1547)
 ATTEMPTS = 4
 """Tries of one download, and of one upload's start; creates are never retried here."""
 REDIRECTS = 5
+SLOWEST_DOWNLOAD = 1000
+"""Bytes per second below which a download counts as broken, once it has taken longer than one call may."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,14 @@ class Client:
             try:
                 return self._upload(path, file_id, display_name, mime_type)
             except RequestRefused as e:
-                if e.code != 409:
+                # 409: it is there already. 404: a piece was taken although its answer was lost, and the upload is over.
+                if e.code not in (404, 409):
                     raise
                 if (there := self.file(f"files/{file_id}")) is not None:
                     log.info("The upload %s is there already, it is used", there.name)
                     return there
-                # The name is taken by what we may not see, e.g. a file that expired a moment ago.
-                file_id = f"{file_id[:37]}-{attempt}"
+                if e.code == 409:  # the name is taken by what we may not see, e.g. a file that expired a moment ago
+                    file_id = f"{file_id[:37]}-{attempt}"
             except ServiceUnreachable as e:
                 if attempt == ATTEMPTS:
                     raise
@@ -148,18 +150,15 @@ class Client:
     def _upload(self, path: StoragePath, file_id: str, display_name: str, mime_type: str) -> RemoteFile:
         from google.genai import types
 
-        with path.open("rb") as f, _told_apart():
-            file = self.sdk.files.upload(
-                file=_AsIOBase(f),
-                config=types.UploadFileConfig(name=file_id, display_name=display_name, mime_type=mime_type),
-            )
+        config = types.UploadFileConfig(name=file_id, display_name=display_name, mime_type=mime_type)
+        with path.open("rb") as f:
+            file = self._told_apart(lambda: self.sdk.files.upload(file=_AsIOBase(f), config=config))
         return _remote_file(file.model_dump(), f"files/{file_id}")
 
     def file(self, name: str) -> RemoteFile | None:
         """Return a file's facts, None when the service does not have it (it answers 403 for that)."""
         try:
-            with _told_apart():
-                return _remote_file(self.sdk.files.get(name=name).model_dump(), name)
+            return _remote_file(self._told_apart(lambda: self.sdk.files.get(name=name)).model_dump(), name)
         except RequestRefused as e:
             if e.code in (403, 404):
                 return None
@@ -168,8 +167,7 @@ class Client:
     def delete_file(self, name: str) -> None:
         """:raises ServiceError: it could not be deleted; one that is gone already is no error."""
         try:
-            with _told_apart():
-                self.sdk.files.delete(name=name)
+            self._told_apart(lambda: self.sdk.files.delete(name=name))
         except RequestRefused as e:
             if e.code not in (403, 404):
                 raise
@@ -177,8 +175,7 @@ class Client:
     def delete_job(self, name: str) -> None:
         """:raises ServiceError: it could not be deleted; one that is gone already is no error."""
         try:
-            with _told_apart():
-                self.sdk.batches.delete(name=name)
+            self._told_apart(lambda: self.sdk.batches.delete(name=name))
         except RequestRefused as e:
             if e.code != 404:
                 raise
@@ -217,11 +214,14 @@ class Client:
                         headers.pop("x-goog-api-key", None)  # the key goes to the service and nobody else
                     continue
                 if answer.status_code != 200:
-                    raw = answer.read()
+                    raw = self.account.redact(answer.read().decode("utf-8", "replace")).encode()
                     raise rest.error_of(answer.status_code, _json_or_none(raw), raw)
-                size = 0
+                size, started = 0, time.monotonic()
                 for piece in answer.iter_raw(1 << 20):
                     size += to.write(piece)
+                    seconds = time.monotonic() - started
+                    if seconds > self.account.timeout and size < seconds * SLOWEST_DOWNLOAD:
+                        raise ServiceUnreachable(f"{size} bytes in {seconds:.0f} s")
                 promised = answer.headers.get("content-length")
                 if promised is not None and int(promised) != size:
                     raise ServiceUnreachable(f"{size} bytes of {promised}")
@@ -248,13 +248,9 @@ class Client:
             retry_options=types.HttpRetryOptions(attempts=1),
             timeout=math.ceil((seconds or self.account.timeout) * 1000),
         )
+        config = types.CreateBatchJobConfig(display_name=display_name, http_options=once)
         try:
-            with _told_apart():
-                job = self.sdk.batches.create(
-                    model=model,
-                    src=file,
-                    config=types.CreateBatchJobConfig(display_name=display_name, http_options=once),
-                )
+            job = self._told_apart(lambda: self.sdk.batches.create(model=model, src=file, config=config))
         except (RequestRefused, CredentialsRefused, QuotaExceeded):
             raise
         except _NotConnected as e:
@@ -265,6 +261,32 @@ class Client:
         if not job.name:
             raise CreateInDoubt(f"The create request for {display_name!r} was answered without a job name.")
         return str(job.name)
+
+    def _told_apart(self, call: Callable[[], R]) -> R:
+        """Make an SDK call; what it raises becomes one of ours, without the SDK's behind it: that may repeat the key."""
+        from google.genai import errors
+
+        error: Exception
+        try:
+            return call()
+        except errors.APIError as e:
+            details = orjson.loads(self.account.redact(orjson.dumps(e.details, default=str).decode()))
+            error = rest.error_of(e.code, details, self.account.redact(str(e.message or "")).encode())
+            if e.code == 429:
+                error = QuotaExceeded(str(error))
+        except (ServiceError, OSError):
+            raise
+        except Exception as e:
+            # The SDK lets its HTTP library's errors through: httpx's for 2.x, httpx2's for 3.x. Tell them by their names.
+            kinds = {kind.__name__ for kind in type(e).__mro__}
+            said = self.account.redact(f"{type(e).__name__}: {e or 'no detail'}")
+            if kinds & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}:
+                error = _NotConnected(said)
+            elif kinds & {"HTTPError", "ValidationError", "JSONDecodeError", "KeyError"}:
+                error = ServiceUnreachable(said)
+            else:
+                raise
+        raise error
 
 
 class _AsIOBase(io.RawIOBase):
@@ -294,33 +316,6 @@ class _AsIOBase(io.RawIOBase):
 
 class _NotConnected(ServiceUnreachable):
     """No connection was made, so nothing can have been done."""
-
-
-@contextmanager
-def _told_apart() -> Iterator[None]:
-    """Turn what the SDK raises into our errors."""
-    from google.genai import errors
-
-    try:
-        yield
-    except errors.APIError as e:
-        details = e.details if isinstance(e.details, dict | list) else {}
-        error = rest.error_of(e.code, details, str(e.message or "").encode())
-        if e.code == 429:
-            raise QuotaExceeded(str(error)) from e
-        raise error from e
-    except orjson.JSONDecodeError as e:
-        raise ServiceUnreachable(f"an answer that is not JSON: {e}") from e
-    except (ServiceError, OSError):
-        raise
-    except Exception as e:
-        # The SDK lets its HTTP library's errors through: httpx's for 2.x, httpx2's for 3.x. Tell them by their names.
-        kinds = {kind.__name__ for kind in type(e).__mro__}
-        if kinds & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol"}:
-            raise _NotConnected(f"{type(e).__name__}: {e}") from e
-        if kinds & {"HTTPError", "ValidationError", "JSONDecodeError"} or isinstance(e, KeyError):
-            raise ServiceUnreachable(f"{type(e).__name__}: {e or 'no detail'}") from e
-        raise
 
 
 def _remote_file(facts: Mapping[str, Any], name: str) -> RemoteFile:

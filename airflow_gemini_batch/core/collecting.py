@@ -88,7 +88,7 @@ def land(attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: En
         storage.writing(work.unsettled(shard.slot), keep_empty=False) as unsettled,
         writing_part(part_path, types, policy.file_format, include_raw=policy.include_raw) as part,
     ):
-        for row, result in join(read_rows_file(work.rows(shard.slot)), answers, include_raw=policy.include_raw):
+        for row, result in join(read_rows_file(shard.rows_in(work)), answers, include_raw=policy.include_raw):
             if result.usage is not None:
                 usage = usage + result.usage
             result, settled, passing = _judge(result, ending, job)
@@ -127,7 +127,8 @@ def _judge(result: Result, ending: Ending, job: str | None) -> tuple[Result, boo
         code = ending.error.code if ending.error else None
         explained = replace(result, status=Status.ERROR, error_code=code, error_message=ending.explain(str(job)))
         return explained, False, ending.passing
-    return result, not result.passing, result.passing
+    # Rows of a job that somebody stopped may say CANCELLED each; that passes no more by itself than the job's end.
+    return result, not result.passing, result.passing and (ending.well or ending.passing)
 
 
 def _unsettled_line(row: Mapping[str, Any], result: Result, job: str | None, *, passing: bool) -> bytes:
@@ -167,7 +168,8 @@ def _fetch(attempt: Attempt, shard: Shard, job: str, ending: Ending) -> None:
         with storage.writing(path, keep_empty=False) as f:
             size = _download(attempt, job, ending.results, f)
             lines, whole = _count_lines(f)
-            if (lines >= ending.answered and whole) or tried == SHORT_TRIES:
+            # A last line that is broken, but the last one due, is a corrupt line like any other and no torn file.
+            if (whole and lines >= ending.answered) or (tried == SHORT_TRIES and (whole or lines >= ending.answered)):
                 f.seek(0, io.SEEK_END)
                 log.info("Fetched %s: %s lines, %s bytes", ending.results, lines, size)
                 return
@@ -178,6 +180,7 @@ def _fetch(attempt: Attempt, shard: Shard, job: str, ending: Ending) -> None:
             f.seek(0)
             f.truncate()  # an empty file does not appear
         attempt.services.sleep(1.0)
+    raise DownloadBroken(f"{ending.results} of {job} ended in the middle of a line {SHORT_TRIES} times.")
 
 
 def _download(attempt: Attempt, job: str, name: str, to: BinaryIO) -> int:
@@ -191,7 +194,7 @@ def _download(attempt: Attempt, job: str, name: str, to: BinaryIO) -> int:
 
 
 def _count_lines(f: BinaryIO) -> tuple[int, bool]:
-    """Lines with content, and whether the last one is whole (it need not end with a newline)."""
+    """Lines with content, a torn last one included, and whether the last one is whole (it need not end with a newline)."""
     f.seek(0)
     lines, last = 0, b""
     for line in f:
@@ -203,7 +206,7 @@ def _count_lines(f: BinaryIO) -> tuple[int, bool]:
     try:
         orjson.loads(last)
     except orjson.JSONDecodeError:
-        return lines - 1, False
+        return lines, False
     return lines, True
 
 
@@ -213,7 +216,7 @@ def _answers(attempt: Attempt, shard: Shard) -> Iterator[Answers | None]:
     if not path.exists():
         yield None
         return
-    keys = (row["key"] for row in read_rows_file(attempt.work.rows(shard.slot)) if "unsent" not in row)
+    keys = (row["key"] for row in read_rows_file(shard.rows_in(attempt.work)) if "unsent" not in row)
     with storage.local_copy(path) as f, storage.writing(attempt.work.rejected(shard.slot), keep_empty=False) as aside:
         yield Answers(f, keys, _writing_aside(aside))
 

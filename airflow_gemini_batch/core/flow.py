@@ -212,12 +212,19 @@ def _open_next(attempt: Attempt, rounds: list[Round], *, starting: bool) -> Roun
     had stopped their job, because whoever asked for the task again asked for those rows.
     """
     current = rounds[-1]
-    landed = [entry.landed for shard in current.shards if (entry := attempt.ledger.read(shard.slot)).landed]
-    if starting and any(one.unsettled_other for one in landed if one):
+    if starting and any(_left_aside(attempt, rounds, one) for one in rounds):
         return open_round(attempt, rounds, took="all", last=max(current.last, current.number + 1))
-    if current.number < current.last and any(one.unsettled_auto for one in landed if one):
+    if current.number < current.last:
         return open_round(attempt, rounds, took="auto", last=current.last)
     return None
+
+
+def _left_aside(attempt: Attempt, rounds: list[Round], one: Round) -> bool:
+    """True if rows of this round wait for somebody to ask for them, and no later round took them."""
+    if any(later.took == "all" for later in rounds if later.number > one.number):
+        return False
+    entries = (attempt.ledger.read(shard.slot) for shard in one.shards)
+    return any(entry.landed.unsettled_other for entry in entries if entry.landed)
 
 
 def _finish(attempt: Attempt, rounds: list[Round]) -> Manifest:

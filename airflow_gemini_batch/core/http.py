@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import httpx
@@ -16,12 +18,7 @@ def hold(conversation: Conversation[T], http: httpx.Client, account: Account) ->
     try:
         call = next(conversation)
         while True:
-            try:
-                answer = http.request(call.method, account.url(call.path), **_arguments(call, account))
-                reply = Reply(answer.status_code, answer.content)
-            except httpx.HTTPError as e:
-                reply = _fault(call, e)
-            call = conversation.send(reply)
+            call = conversation.send(_ask(call, http, account))
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
 
@@ -31,14 +28,35 @@ async def ahold(conversation: Conversation[T], http: httpx.AsyncClient, account:
     try:
         call = next(conversation)
         while True:
-            try:
-                answer = await http.request(call.method, account.url(call.path), **_arguments(call, account))
-                reply = Reply(answer.status_code, answer.content)
-            except httpx.HTTPError as e:
-                reply = _fault(call, e)
-            call = conversation.send(reply)
+            call = conversation.send(await _aask(call, http, account))
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
+
+
+def _ask(call: Call, http: httpx.Client, account: Account) -> Reply:
+    until = time.monotonic() + account.timeout
+    try:
+        with http.stream(call.method, account.url(call.path), **_arguments(call, account)) as answer:
+            pieces = []
+            for piece in answer.iter_bytes():
+                pieces.append(piece)
+                # httpx limits each read; an answer that drips in would be read for ever.
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout(f"not whole after {account.timeout:g} s")
+            return _reply(answer.status_code, b"".join(pieces), account)
+    except httpx.HTTPError as e:
+        return _fault(call, e, account)
+
+
+async def _aask(call: Call, http: httpx.AsyncClient, account: Account) -> Reply:
+    try:
+        async with asyncio.timeout(account.timeout):
+            answer = await http.request(call.method, account.url(call.path), **_arguments(call, account))
+            return _reply(answer.status_code, answer.content, account)
+    except TimeoutError:
+        return _fault(call, httpx.ReadTimeout(f"not whole after {account.timeout:g} s"), account)
+    except httpx.HTTPError as e:
+        return _fault(call, e, account)
 
 
 def _arguments(call: Call, account: Account) -> dict[str, Any]:
@@ -46,5 +64,11 @@ def _arguments(call: Call, account: Account) -> dict[str, Any]:
     return {"params": dict(call.params), "headers": account.headers(), "timeout": account.timeout}
 
 
-def _fault(call: Call, e: httpx.HTTPError) -> Reply:
-    return Reply(0, fault=f"{call.method} {call.path}: {type(e).__name__}: {e or 'no detail'}")
+def _reply(status: int, body: bytes, account: Account) -> Reply:
+    if status == 200 and body.startswith(b"{"):
+        return Reply(status, body)
+    return Reply(status, account.redact(body.decode("utf-8", "replace")).encode())
+
+
+def _fault(call: Call, e: httpx.HTTPError, account: Account) -> Reply:
+    return Reply(0, fault=account.redact(f"{call.method} {call.path}: {type(e).__name__}: {e or 'no detail'}"))

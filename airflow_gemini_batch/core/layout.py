@@ -55,11 +55,12 @@ class WorkDirectory:
     def round(self, number: int) -> StoragePath:
         return self._in(f"round-{number}.json")
 
-    def requests(self, slot: Slot) -> StoragePath:
-        return self._in("requests", f"{slot}.jsonl")
+    def requests(self, slot: Slot, home: str = "") -> StoragePath:
+        """:param home: a directory of its own, for shards of a later round: two attempts may gather it at once."""
+        return self._in(*filter(None, (home, "requests", f"{slot}.jsonl")))
 
-    def rows(self, slot: Slot) -> StoragePath:
-        return self._in("rows", f"{slot}.jsonl")
+    def rows(self, slot: Slot, home: str = "") -> StoragePath:
+        return self._in(*filter(None, (home, "rows", f"{slot}.jsonl")))
 
     def results(self, slot: Slot) -> StoragePath:
         return self._in("results", f"{slot}.jsonl")

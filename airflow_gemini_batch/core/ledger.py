@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 from airflow_gemini_batch.core import documents, storage
 from airflow_gemini_batch.core.client import RemoteFile
@@ -24,6 +24,8 @@ from airflow_gemini_batch.core.names import Slot
 from airflow_gemini_batch.core.rest import DEFAULT_TIMEOUT
 from airflow_gemini_batch.core.results import Oddities
 from airflow_gemini_batch.core.usage import Usage
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,26 +121,31 @@ class Ledger:
         :raises StateUnreadable: a step could not be read.
         :raises StateTooNew: a later release wrote it.
         """
-        landed = self._get(slot, "landed")
-        submitted = self._get(slot, "job")
-        cancelled = self._get(slot, "cancel") if submitted else None
-        upload = None if submitted else self._get(slot, "upload")
-        with documents.understood(self.work.step(slot, "")):
-            return Entry(
-                slot,
-                upload=RemoteFile(**documents.known(RemoteFile, upload)) if upload else None,
-                claims=() if submitted else tuple(self._claims(slot)),
-                submitted=Submitted(**documents.known(Submitted, submitted)) if submitted else None,
-                cancelled_at=cancelled["at"] if cancelled else None,
-                landed=_landed(landed) if landed else None,
-            )
+        submitted = self._read(slot, "job", lambda body: Submitted(**documents.known(Submitted, body)))
+        return Entry(
+            slot,
+            upload=None
+            if submitted
+            else self._read(slot, "upload", lambda b: RemoteFile(**documents.known(RemoteFile, b))),
+            claims=() if submitted else tuple(self._claims(slot)),
+            submitted=submitted,
+            cancelled_at=self._read(slot, "cancel", lambda body: float(body["at"])) if submitted else None,
+            landed=self._read(slot, "landed", _landed),
+        )
 
     def _claims(self, slot: Slot) -> list[Claim]:
         claims: list[Claim] = []
-        while (body := self._get(slot, f"claim-{len(claims) + 1}")) is not None:
-            refused = self._get(slot, f"refused-{len(claims) + 1}")
-            claims.append(Claim(**documents.known(Claim, body) | {"refused": refused["reason"] if refused else None}))
+        while claim := self._read(slot, f"claim-{len(claims) + 1}", lambda body: Claim(**documents.known(Claim, body))):
+            refused = self._read(slot, f"refused-{claim.number}", lambda body: str(body["reason"]))
+            claims.append(replace(claim, refused=refused))
         return claims
+
+    def _read(self, slot: Slot, step: str, build: Callable[[dict[str, Any]], T]) -> T | None:
+        path = self.work.step(slot, step)
+        if (body := documents.read(_kind(step), path)) is None:
+            return None
+        with documents.understood(path):
+            return build(body)
 
     def uploaded(self, slot: Slot, file: RemoteFile) -> None:
         self._put(slot, "upload", asdict(file))
@@ -165,11 +172,12 @@ class Ledger:
     def landed(self, slot: Slot, landed: Landed) -> None:
         self._put(slot, "landed", asdict(landed))
 
-    def _get(self, slot: Slot, step: str) -> dict[str, Any] | None:
-        return documents.read(step.rstrip("-0123456789"), self.work.step(slot, step))
-
     def _put(self, slot: Slot, step: str, body: Mapping[str, Any]) -> None:
-        storage.publish(self.work.step(slot, step), documents.dump(step.rstrip("-0123456789"), body))
+        storage.publish(self.work.step(slot, step), documents.dump(_kind(step), body))
+
+
+def _kind(step: str) -> str:
+    return step.rstrip("-0123456789")
 
 
 def _landed(body: Mapping[str, Any]) -> Landed:

@@ -18,6 +18,7 @@ import orjson
 from airflow_gemini_batch.core import documents, storage
 from airflow_gemini_batch.core.layout import OutputDirectory, WorkDirectory
 from airflow_gemini_batch.core.names import DisplayName, RunId, Slot
+from airflow_gemini_batch.core.storage import StoragePath
 
 Taken = Literal["all", "auto"]
 
@@ -96,6 +97,7 @@ class Shard:
     :param requests: lines in the request file.
     :param rows: lines in the rows file: ``requests`` and those that are not sent.
     :param size: bytes of the request file.
+    :param home: directory of its files in the work directory; empty: the work directory itself.
     """
 
     slot: Slot
@@ -103,10 +105,17 @@ class Shard:
     rows: int
     size: int
     sha256: str
+    home: str = ""
 
     @property
     def fingerprint(self) -> str:
         return self.sha256[:12]
+
+    def requests_in(self, work: WorkDirectory) -> StoragePath:
+        return work.requests(self.slot, self.home)
+
+    def rows_in(self, work: WorkDirectory) -> StoragePath:
+        return work.rows(self.slot, self.home)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _refuse_duplicates(
 ) -> None:
     """:raises DuplicateKey: two of the rows just written have the same key; equal hashes alone are no duplicate."""
     numbers: dict[str, int] = {}
-    keys = (row["key"] for shard in shards for row in read_rows_file(work.rows(shard.slot)))
+    keys = (row["key"] for shard in shards for row in read_rows_file(shard.rows_in(work)))
     for number, key in enumerate(keys):
         if hash(key) in suspects and numbers.setdefault(key, number) != number:
             # Only the source knows file and line. Should it have changed meanwhile, the rows' numbers must do.
@@ -214,10 +214,10 @@ def open_round(attempt: Attempt, rounds: list[Round], *, took: Taken, last: int)
                 left = leftovers(attempt.work, rounds, shard.slot)
                 keys = {u["row"]["key"] for u in left if took == "all" or u["auto"]}
                 if keys:
-                    yield from _requests_of(attempt.work, shard.slot, keys)
+                    yield from _requests_of(attempt.work, shard, keys)
 
-    # Both attempts of an overlap would write the same bytes: the content follows from what is landed.
-    shards = write_shards(requests(), attempt.work, number, _limits(attempt))
+    home = f"round-{number}-{uuid.uuid4().hex[:8]}"
+    shards = write_shards(requests(), attempt.work, number, _limits(attempt), home)
     if not shards:
         return None
     one = Round(number, last, shards, took).commit(attempt.work)
@@ -229,9 +229,9 @@ def _limits(attempt: Attempt) -> Limits:
     return attempt.run.policy.limits
 
 
-def _requests_of(work: WorkDirectory, slot: Slot, keys: set[str]) -> Iterator[tuple[Request, str]]:
-    with work.requests(slot).open("rb") as lines:
-        for row in read_rows_file(work.rows(slot)):
+def _requests_of(work: WorkDirectory, shard: Shard, keys: set[str]) -> Iterator[tuple[Request, str]]:
+    with shard.requests_in(work).open("rb") as lines:
+        for row in read_rows_file(shard.rows_in(work)):
             line = b"" if "unsent" in row else lines.readline()
             if row["key"] in keys:
-                yield Request(row["key"], line, row.get("keep", {})), f"{slot} key {row['key']!r}"
+                yield Request(row["key"], line, row.get("keep", {})), f"{shard.slot} key {row['key']!r}"

@@ -23,6 +23,7 @@ DEFAULT_API_VERSION = "v1beta"
 DEFAULT_TIMEOUT = 120.0
 """Seconds for one call, also told to the service as its own deadline (``X-Server-Timeout``)."""
 
+SHORTEST_KEY = 8
 PAGE_SIZE = 100
 MAX_PAGES = 10_000
 
@@ -42,6 +43,11 @@ class Account:
 
     def url(self, path: str) -> str:
         return f"{self.base_url.rstrip('/')}/{self.api_version}/{path}"
+
+    def redact(self, text: str) -> str:
+        """Some errors of the service, and some proxies' pages, repeat the key: it must not get into logs and ledgers."""
+        # No real key is that short, and the made-up one of a test ("k") may be a part of any word.
+        return text.replace(self.api_key, "***") if len(self.api_key) >= SHORTEST_KEY else text
 
     def headers(self) -> dict[str, str]:
         return {"x-goog-api-key": self.api_key, "X-Server-Timeout": str(math.ceil(self.timeout))}
@@ -80,8 +86,8 @@ def read_reply(reply: Reply) -> dict[str, Any]:
     if reply.fault:
         raise ServiceUnreachable(reply.fault)
     try:
-        body = orjson.loads(reply.body or b"{}")
-    except orjson.JSONDecodeError:
+        body = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:  # also an empty body: it says nothing, least of all that there is nothing
         body = None
     if reply.status == 200 and isinstance(body, dict):
         return body
@@ -154,6 +160,9 @@ def listing() -> Conversation[list[Job]]:
 
 
 def jobs_of_page(page: Mapping[str, Any]) -> Iterable[Job]:
+    """:raises ServiceUnreachable: it is not a page of jobs, or not a whole one. Only ``{}`` means that there are none."""
+    if page.get("unreachable") or ("operations" not in page and page.keys() - {"nextPageToken", "unreachable"}):
+        raise ServiceUnreachable(f"the list of jobs came as {', '.join(page) or 'nothing'}")
     for operation in page.get("operations") or ():
         try:
             yield Job.of_operation(operation)

@@ -8,7 +8,7 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, BinaryIO, cast
@@ -65,7 +65,7 @@ class Limits:
 
 
 def write_shards(
-    requests: Iterable[tuple[Request, str]], work: WorkDirectory, round_number: int, limits: Limits
+    requests: Iterable[tuple[Request, str]], work: WorkDirectory, round_number: int, limits: Limits, home: str = ""
 ) -> tuple[Shard, ...]:
     """
     Write requests to shard files and return what was written.
@@ -79,9 +79,11 @@ def write_shards(
     while first is not None:
         slot = Slot(round_number, len(shards))
         with ExitStack() as stack:
-            files = [stack.enter_context(storage.writing(p)) for p in (work.requests(slot), work.rows(slot))]
+            files = [
+                stack.enter_context(storage.writing(p)) for p in (work.requests(slot, home), work.rows(slot, home))
+            ]
             shard, first = _write_one(slot, first, pending, *files, limits=limits)
-        shards.append(shard)
+        shards.append(replace(shard, home=home))
     return tuple(shards)
 
 

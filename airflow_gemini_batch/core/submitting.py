@@ -74,7 +74,7 @@ def submit(attempt: Attempt, shard: Shard, entry: Entry) -> Submitted:
 def _upload(attempt: Attempt, shard: Shard, entry: Entry) -> RemoteFile:
     if entry.upload is not None and _fresh(attempt, entry.upload):
         return entry.upload
-    path = attempt.work.requests(shard.slot)
+    path = shard.requests_in(attempt.work)
     _check_undamaged(attempt, shard)
     file = attempt.client.upload(
         path,
@@ -101,12 +101,12 @@ def _fresh(attempt: Attempt, file: RemoteFile) -> bool:
 
 def _check_undamaged(attempt: Attempt, shard: Shard) -> None:
     hashed = hashlib.sha256()
-    with attempt.work.requests(shard.slot).open("rb") as f:
+    with shard.requests_in(attempt.work).open("rb") as f:
         while piece := f.read(storage.COPY_BYTES):
             hashed.update(piece)
     if hashed.hexdigest() != shard.sha256:
         raise ShardDamaged(
-            f"{attempt.work.requests(shard.slot)} is not what the plan was committed with; nothing was sent. Restore it, or "
+            f"{shard.requests_in(attempt.work)} is not what the plan was committed with; nothing was sent. Restore it, or "
             'clear the task with reuse="never" to plan anew.'
         )
 

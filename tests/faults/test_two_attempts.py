@@ -191,8 +191,9 @@ def test_two_attempts_that_open_a_round_at_once_do_not_damage_each_others_reques
     monkeypatch.undo()
     assert depth, "both opened a round"
     bench.sleep(1000)
-    for _ in range(3):
+    for _ in range(4):
         if isinstance(reached, Waiting):
+            bench.sleep(1000)
             reached = advance(bench.a_run(jobs_of=3), services, starting=True)
     services.client.close()
     assert not isinstance(reached, Waiting)
