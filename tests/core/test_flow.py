@@ -357,7 +357,7 @@ def kill_in_storage(patch: pytest.MonkeyPatch, countdown: Countdown) -> None:
 
 @pytest.mark.parametrize("kill", [kill_in_service_calls, kill_in_storage])
 def test_killed_at_any_moment_the_next_attempt_goes_on_and_pays_once(emulator, make_run, finish, connect, kill):
-    client = connect(timeout=0.1)
+    client = connect(timeout=0.8)
     deaths = 0
     for moment in range(200):
         run = make_run(["a", "b", "c"], out=f"out-{moment}", run_id=str(moment))

@@ -54,7 +54,7 @@ FAULTS: dict[str, Faults] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "waiting"])
+@pytest.mark.parametrize("deferrable", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["deferred", "waiting"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_key_is_in_no_log_file_document_or_error(
     make_rig: Callable[..., Any], fault: str, deferrable: bool

@@ -57,7 +57,9 @@ WAITS: dict[tuple[str, bool], tuple[Any, ...]] = {
     ("after the wait, before going on", False): (f"{CORE}waiting:drive", "after"),
 }
 
-both_ways = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "waiting"])
+both_ways = pytest.mark.parametrize(
+    "deferrable", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["deferred", "waiting"]
+)
 
 
 @both_ways

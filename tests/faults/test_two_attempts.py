@@ -21,7 +21,9 @@ CORE = "airflow_gemini_batch.core."
 THREE_SLOTS = {"limits": {"requests_per_job": 2}}
 SLOW = Faults(delay_seconds={"create": 0.15, "upload_chunk": 0.05, "download": 0.05})
 
-both_ways = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "waiting"])
+both_ways = pytest.mark.parametrize(
+    "deferrable", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["deferred", "waiting"]
+)
 
 
 def _check_together(rig: Any, ended: list[Any], *, slots: int) -> None:
@@ -60,7 +62,7 @@ def test_two_attempts_started_together_pay_once(
 
 @pytest.mark.slow
 @both_ways
-@pytest.mark.parametrize("seed", range(100, 130))
+@pytest.mark.parametrize("seed", range(100, 110))
 def test_three_attempts_under_faults_pay_once(make_rig: Callable[..., Any], seed: int, deferrable: bool) -> None:
     rng = random.Random(f"{seed} {deferrable}")
     faults = Faults(
@@ -102,6 +104,7 @@ LATE = [(point, "inputs") for point in STOPS] + [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "delete_remote"), LATE)
 def test_an_orphan_that_goes_on_after_the_retry_is_done_pays_nothing_more(
     make_rig: Callable[..., Any], point: str, delete_remote: str
