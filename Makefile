@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test services chaos lint clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,19 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 -m "not slow and not services"
+
+$(VENV)/.services: $(VENV)/.ready
+	$(BIN)/pip install --quiet --group services
+	touch $@
+
+# A real deployment: needs a PostgreSQL at 127.0.0.1:5432 that lets user postgres in without a password.
+services: $(VENV)/.services
+	$(BIN)/python -m pytest -m services tests/deployment
+
+MINUTES ?= 10
+SEED ?= 1
+chaos: $(VENV)/.services
+	$(BIN)/python -m tests.deployment.chaos --minutes $(MINUTES) --seed $(SEED)
 
 $(VENV)/.lint: $(VENV)/.ready
 	$(BIN)/pip install --quiet --group lint

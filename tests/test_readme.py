@@ -17,6 +17,22 @@ def test_a_readme_block_runs_as_it_stands(block: str) -> None:
     exec(compile(block, "README.md", "exec"), {})
 
 
+def outcome_table() -> str:
+    """The table of ``tests/faults/test_nights.py``, where each line is tried out, as the README shows it."""
+    from .faults.test_nights import OUTCOMES
+
+    lines = ["| how the job ended | the task | rows landed | jobs created | in all, after a clear |", "|---|---|---|---|---|"]
+    for name, line in OUTCOMES.items():
+        task = f"fails: `{line.error.__name__}`" if line.error else "succeeds"
+        rows = ", ".join(f"{n} {status}" for status, n in line.statuses.items())
+        lines.append(f"| {name} | {task} | {rows} | {line.jobs} | {line.then_jobs} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_outcomes_is_the_one_that_is_tried_out() -> None:
+    assert outcome_table() in README
+
+
 def test_the_readme_names_the_columns_that_land() -> None:
     from airflow_gemini_batch.core.landing import COLUMNS
 
