@@ -21,7 +21,10 @@ def outcome_table() -> str:
     """The table of ``tests/faults/test_nights.py``, where each line is tried out, as the README shows it."""
     from .faults.test_nights import OUTCOMES
 
-    lines = ["| how the job ended | the task | rows landed | jobs created | in all, after a clear |", "|---|---|---|---|---|"]
+    lines = [
+        "| how the job ended | the task | rows landed | jobs created | in all, after a clear |",
+        "|---|---|---|---|---|",
+    ]
     for name, line in OUTCOMES.items():
         task = f"fails: `{line.error.__name__}`" if line.error else "succeeds"
         rows = ", ".join(f"{n} {status}" for status, n in line.statuses.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -14,8 +15,14 @@ from airflow_gemini_batch.killed import STOPPED, state_of
 if TYPE_CHECKING:
     from airflow_gemini_batch.core.rest import Account
 
-STATE_TAKES = 10.0
-"""Seconds to wait for Airflow's word on the task's state; it hangs while a triggerer shuts down."""
+STATE_TAKES = 20.0
+"""Seconds to wait for Airflow's word on the task's state: the first takes long, and it hangs while a triggerer stops."""
+
+KILL_TAKES = 40.0
+"""Seconds that looking at the task's state and cancelling its jobs may take in all."""
+
+USER_ACTION = "__airflow_user_action__"
+"""What Airflow 3.3 cancels a trigger with when it was stopped on purpose, and not by a shutdown."""
 
 CONNECTION_TRIES = 3
 """Looks for a missing connection before it counts as deleted."""
@@ -45,7 +52,7 @@ class GeminiBatchTrigger(BaseTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.jobs, self.gemini_conn_id = dict(jobs), gemini_conn_id
         self.poll_interval, self.cancel_on_kill = poll_interval, cancel_on_kill
-        self._over = False
+        self._over = False  # the jobs have ended, or a kill is seen to already
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -68,9 +75,10 @@ class GeminiBatchTrigger(BaseTrigger):
             steps = watching(waits, interval=self.poll_interval, clock=time.time, tell=self.log.info)
             async with Watcher.shared(account) as watcher:
                 outcomes = await adrive(steps, watcher.look, asyncio.sleep)
-        except asyncio.CancelledError:
-            # Before Airflow 3.3 there is no on_kill: this is all that a trigger hears of it.
-            if not hasattr(BaseTrigger, "on_kill"):
+        except asyncio.CancelledError as e:
+            # Done here, though Airflow 3.3 has on_kill: it gives that up when it cancels the trigger again, which it does
+            # about every second. Before 3.3 this is all that a trigger hears, and a shutdown looks the same.
+            if not hasattr(BaseTrigger, "on_kill") or USER_ACTION in e.args:
                 await self.on_kill()
             raise
         # From here the jobs have ended, and Airflow may still call on_kill while this generator winds up.
@@ -101,6 +109,14 @@ class GeminiBatchTrigger(BaseTrigger):
         """Cancel the jobs if the task was really stopped; see ``killed``. Airflow 3.3 calls this, earlier ones do not."""
         if self._over or not self.cancel_on_kill:
             return
+        self._over = True
+        work = asyncio.ensure_future(self._cancel_if_stopped())
+        until = time.monotonic() + KILL_TAKES
+        while not work.done() and (left := until - time.monotonic()) > 0:
+            with suppress(asyncio.CancelledError):  # seen through, however often Airflow cancels meanwhile
+                await asyncio.wait({work}, timeout=left)
+
+    async def _cancel_if_stopped(self) -> None:
         state = await self._state()
         if state not in STOPPED:
             self.log.info(

@@ -150,3 +150,50 @@ def test_a_kill_after_the_event_cancels_nothing(
 
     asyncio.run(event_then_kill())
     assert emulator.calls["cancel"] == 0
+
+
+def test_a_kill_is_seen_through_although_airflow_cancels_again_and_again(
+    connection: str, emulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.faults = Faults(stuck="RUNNING", delay_seconds={"cancel": 0.5})
+    trigger = trigger_for(create_job(emulator))
+    trigger.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1)
+
+    def slowly(*_: Any) -> str:
+        time.sleep(0.5)
+        return "failed"
+
+    monkeypatch.setattr(triggers, "state_of", slowly)
+
+    async def kill_again_and_again() -> None:
+        waiting = asyncio.create_task(first_event(trigger))
+        while not emulator.calls["get"]:
+            await asyncio.sleep(0.05)
+        while not waiting.done():
+            waiting.cancel(triggers.USER_ACTION)
+            await asyncio.sleep(0.1)
+
+    asyncio.run(kill_again_and_again())
+    assert emulator.calls["cancel"] == 1
+    assert emulator.jobs[0].state == "CANCELLED"
+
+
+@pytest.mark.skipif(not hasattr(triggers.BaseTrigger, "on_kill"), reason="Airflow 3.1 cannot tell the two apart")
+def test_a_triggerer_that_shuts_down_is_not_held_up(
+    connection: str, emulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.faults = Faults(stuck="RUNNING")
+    trigger = trigger_for(create_job(emulator))
+    asked: list[Any] = []
+    monkeypatch.setattr(triggers, "state_of", lambda *ids: asked.append(ids))
+
+    async def shut_down() -> None:
+        waiting = asyncio.create_task(first_event(trigger))
+        while not emulator.calls["get"]:
+            await asyncio.sleep(0.05)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+
+    asyncio.run(shut_down())
+    assert asked == []
+    assert emulator.calls["cancel"] == 0
