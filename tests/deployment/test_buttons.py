@@ -24,7 +24,9 @@ HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
 
 LANDED_TWICE_AS_MANY = {"SUCCEEDED": 2 * SLOTS}
 REUSE = "{{ dag_run.conf.get('reuse', 'auto') }}"
-BOTH_WAYS = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "waiting"])
+BOTH_WAYS = pytest.mark.parametrize(
+    "deferrable", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["deferred", "waiting"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,7 @@ def nothing_left_behind(airflow: Deployment) -> Iterator[None]:
 # Retry -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_retry_after_a_failed_download_fetches_and_pays_nothing(airflow: Deployment) -> None:
     case = Case(airflow, "retry_after_failure", retries=20)
     case.start_and_wait_until_its_jobs_run()
@@ -64,6 +67,7 @@ def test_a_retry_after_the_task_process_was_killed_adopts_the_running_jobs(airfl
     case.every_row_landed_once()
 
 
+@pytest.mark.slow
 def test_a_retry_beside_an_orphan_of_a_killed_supervisor_pays_nothing(airflow: Deployment) -> None:
     case = Case(airflow, "retry_beside_orphan", retries=3, deferrable=False)
     case.start_and_wait_until_its_jobs_run()
@@ -93,6 +97,7 @@ def test_clearing_a_finished_task_lands_again_and_costs_nothing(airflow: Deploym
     case.every_row_landed_once()
 
 
+@pytest.mark.slow
 def test_clearing_a_finished_task_with_reuse_never_pays_again(airflow: Deployment) -> None:
     case = Case(airflow, "clear_finished_never", model=airflow.gemini.QUICK, reuse=REUSE)
     case.start(reuse="never")
@@ -191,6 +196,7 @@ def test_deleting_the_run_of_a_waiting_task_cancels_its_jobs(airflow: Deployment
     case.wait_until_jobs_are(CANCELLED=SLOTS)
 
 
+@pytest.mark.slow
 def test_without_cancel_on_kill_a_marked_task_leaves_its_jobs(airflow: Deployment) -> None:
     case = Case(airflow, "mark_failed_leave", cancel_on_kill=False)
     case.start_and_wait_until_its_jobs_run()
@@ -199,6 +205,7 @@ def test_without_cancel_on_kill_a_marked_task_leaves_its_jobs(airflow: Deploymen
     case.jobs_stay(10, RUNNING=SLOTS)
 
 
+@pytest.mark.slow
 def test_a_task_marked_failed_while_no_triggerer_runs_leaves_its_jobs_for_a_clear_to_adopt(airflow: Deployment) -> None:
     """The limit of ``cancel_on_kill``: Airflow deletes the trigger, and nobody is there to be told."""
     case = Case(airflow, "mark_failed_unwatched")
@@ -216,6 +223,7 @@ def test_a_task_marked_failed_while_no_triggerer_runs_leaves_its_jobs_for_a_clea
     case.every_row_landed_once()
 
 
+@pytest.mark.slow
 def test_a_task_marked_failed_and_cleared_sends_the_cancelled_rows_again(airflow: Deployment) -> None:
     case = Case(airflow, "mark_failed_then_clear")
     old = case.start_and_wait_until_its_jobs_run()
@@ -232,7 +240,13 @@ def test_a_task_marked_failed_and_cleared_sends_the_cancelled_rows_again(airflow
 # Machinery ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGKILL of the runner", "SIGKILL twice"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "SIGKILL",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ("SIGTERM", "SIGKILL of the runner", "SIGKILL twice")),
+    ],
+)
 def test_a_triggerer_that_dies_cancels_nothing_and_the_wait_goes_on(airflow: Deployment, how: str) -> None:
     case = Case(airflow, f"triggerer_{how.replace(' ', '_').lower()}")
     case.start_and_wait_until_its_jobs_run()
@@ -278,6 +292,7 @@ def test_a_database_and_an_api_server_that_break_off_change_nothing(airflow: Dep
 # Changed settings, changed source, another run ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_changed_settings_with_on_changed_fail_send_and_cancel_nothing(airflow: Deployment) -> None:
     case = Case(airflow, "changed_fail", on_changed="fail")
     case.start_and_wait_until_its_jobs_run()
@@ -289,6 +304,7 @@ def test_changed_settings_with_on_changed_fail_send_and_cancel_nothing(airflow: 
     case.jobs_stay(5, RUNNING=SLOTS)
 
 
+@pytest.mark.slow
 def test_changed_settings_with_on_changed_keep_finish_with_the_old_ones(airflow: Deployment) -> None:
     case = Case(airflow, "changed_keep", on_changed="keep")
     case.start_and_wait_until_its_jobs_run()
@@ -302,6 +318,7 @@ def test_changed_settings_with_on_changed_keep_finish_with_the_old_ones(airflow:
     case.every_row_landed_once()
 
 
+@pytest.mark.slow
 def test_changed_settings_with_on_changed_resubmit_cancel_and_pay_anew(airflow: Deployment) -> None:
     case = Case(airflow, "changed_resubmit", on_changed="resubmit")
     old = case.start_and_wait_until_its_jobs_run()
@@ -316,6 +333,7 @@ def test_changed_settings_with_on_changed_resubmit_cancel_and_pay_anew(airflow: 
     case.every_row_landed_once()
 
 
+@pytest.mark.slow
 def test_a_changed_source_does_not_change_what_was_paid_for(airflow: Deployment) -> None:
     case = Case(airflow, "changed_source")
     case.start_and_wait_until_its_jobs_run()
@@ -328,6 +346,7 @@ def test_a_changed_source_does_not_change_what_was_paid_for(airflow: Deployment)
     case.every_row_landed_once()
 
 
+@pytest.mark.slow
 def test_an_output_of_another_run_is_refused_until_that_run_has_finished(airflow: Deployment) -> None:
     case = Case(airflow, "same_output", output=str(airflow.outputs / "same_output"))
     case.start_and_wait_until_its_jobs_run("first")
