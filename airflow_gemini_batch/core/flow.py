@@ -165,11 +165,8 @@ def _attend(attempt: Attempt, shard: Shard, entry: Entry, outcomes: tuple[Outcom
     if isinstance(seen, Job) and seen.phase.ended:
         _close(attempt, shard, submitted, Ending.of(seen, timed_out=timed_out))
         return None
-    if isinstance(seen, Gone) and told == "gone":
-        _close(attempt, shard, submitted, Ending("GONE"))
-        return None
     past = attempt.now() >= deadline
-    if isinstance(seen, Gone) and past:  # nothing is left to wait for or to cancel
+    if isinstance(seen, Gone) and (told == "gone" or past):
         _close(attempt, shard, submitted, Ending("GONE"))
         return None
     if isinstance(seen, Refused) and (told == "refused" or past):
