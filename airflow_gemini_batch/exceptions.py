@@ -60,7 +60,7 @@ class UnknownColumn(InvalidInput):
 
 
 class NoRows(InvalidInput):
-    """The source has no rows and ``on_empty="fail"``."""
+    """The source has no rows, and ``on_empty`` is not ``"succeed"``."""
 
 
 # Storage ----------------------------------------------------------------------------------------------------

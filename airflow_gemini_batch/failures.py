@@ -1,4 +1,4 @@
-"""Our errors as Airflow's, in one place, for operators and sensors."""
+"""Our errors as Airflow's, in one place, for all operators."""
 
 from __future__ import annotations
 

@@ -86,6 +86,8 @@ class Client:
                 base_url=self.account.base_url,
                 api_version=self.account.api_version,
                 timeout=math.ceil(self.account.timeout * 1000),  # the SDK counts milliseconds
+                # A redirect would carry the key to another host, and send a create a second time.
+                client_args={"follow_redirects": False},
             ),
         )
 

@@ -53,7 +53,7 @@ class Ending:
     @property
     def well(self) -> bool:
         """Rows without a line are missing, not failed with the job."""
-        return self.state in ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "NOTHING_SENT", "")
+        return self.state in ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "NOTHING_SENT")
 
     @property
     def passing(self) -> bool:
@@ -91,7 +91,7 @@ def land(attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: En
         for row, result in join(read_rows_file(shard.rows_in(work)), answers, include_raw=policy.include_raw):
             if result.usage is not None:
                 usage = usage + result.usage
-            result, settled, passing = _judge(result, ending, job)
+            result, settled, passing = _judge_row(result, ending, job)
             if settled:
                 part.add(
                     result, row.get("keep", {}), job=job if "unsent" not in row else None, round_number=shard.slot.round
@@ -121,7 +121,7 @@ def land(attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: En
     return landed
 
 
-def _judge(result: Result, ending: Ending, job: str | None) -> tuple[Result, bool, bool]:
+def _judge_row(result: Result, ending: Ending, job: str | None) -> tuple[Result, bool, bool]:
     """Return the result with its final words, whether it is settled, and if not, whether it may pass by itself."""
     if result.status is Status.MISSING and not ending.well:
         code = ending.error.code if ending.error else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -21,7 +22,7 @@ from airflow_gemini_batch.core.landing import FORMATS, table_types, writing_part
 from airflow_gemini_batch.core.ledger import Entry, Landed, Submitted
 from airflow_gemini_batch.core.manifest import Manifest
 from airflow_gemini_batch.core.plan import Plan, Round, Shard
-from airflow_gemini_batch.core.planning import find_or_make_plan, leftovers, open_round, retire_older_plans
+from airflow_gemini_batch.core.planning import find_or_make_plan, finished, leftovers, open_round, retire_older_plans
 from airflow_gemini_batch.core.rest import Cancel
 from airflow_gemini_batch.core.results import Oddities, Result, Status
 from airflow_gemini_batch.core.submitting import look_for_twins, submit
@@ -46,6 +47,9 @@ CANCEL_TAKES = 600.0
 """Seconds a cancelled job gets to end by itself before its rows are given up for it."""
 
 
+AT_ONCE = 8
+"""Cancels sent at a time when a task is killed."""
+
 CANCEL_AGAIN = 60.0
 """Seconds between two tries to cancel a job, when the service does not take the first."""
 
@@ -67,7 +71,7 @@ def advance(
     :param starting: True for the first call of an attempt, when somebody (or Airflow's retries) asked for the task again.
     :raises GeminiBatchError: the run cannot go on, or is over and landed but failed; see ``exceptions``.
     """
-    plan = find_or_make_plan(run, services)
+    plan = find_or_make_plan(run, services, starting=starting)
     attempt = Attempt(run, plan, services)
     retire_older_plans(attempt)
     again = _start_again(attempt) if starting else False
@@ -85,8 +89,8 @@ def _start_again(attempt: Attempt) -> bool:
     A run that is over is asked for again. If it failed, its unsettled rows are sent again; otherwise it is landed again
     from what is there, which costs nothing. True when it was over.
     """
-    manifest = Manifest.load(attempt.run.output)
-    if manifest is None or manifest.plan != attempt.plan.number:
+    manifest = finished(attempt.run.output, attempt.plan)
+    if manifest is None:
         return False
     rounds = Round.load_all(attempt.work)
     if manifest.failure is not None:
@@ -108,11 +112,13 @@ def _land_again(attempt: Attempt, shard: Shard, entry: Entry, landed: Landed) ->
     submitted = entry.submitted
     if submitted is None or attempt.work.results(shard.slot).exists():
         return land(attempt, shard, submitted, Ending(landed.state, error=landed.job_error))
+    if landed.part is None:
+        # No row was settled by this job, and each has gone its own way since: a result that came late changes nothing.
+        return landed
     seen = attempt.client.look(submitted.job)
     if isinstance(seen, Job) and seen.results:
         return land(attempt, shard, submitted, Ending.of(seen))
-    whole = landed.part is None or (attempt.run.output.path / landed.part).exists()
-    if not whole or (landed.part and landed.format != attempt.run.policy.file_format):
+    if landed.format != attempt.run.policy.file_format or not (attempt.run.output.path / landed.part).exists():
         raise ResultsLost(
             f"{shard.slot} cannot be landed again: its raw results are neither on storage nor at the service any more. Clear "
             'the task with reuse="never" to ask, and pay, anew.'
@@ -249,11 +255,10 @@ def _finish(attempt: Attempt, rounds: list[Round]) -> Manifest:
     counts.update(left)
     if left:
         files.append(str(output.unsettled_part(policy.file_format)))
-    _remove_other_formats(attempt, rounds)
 
     now = attempt.now()
     model = str(plan.spec.get("model", attempt.run.spec.model))
-    failure = _judge(attempt, rounds, counts, endings)
+    failure = _judge_run(attempt, rounds, counts, endings)
     manifest = Manifest(
         run=asdict(plan.run),
         plan=plan.number,
@@ -278,6 +283,7 @@ def _finish(attempt: Attempt, rounds: list[Round]) -> Manifest:
         failure=str(failure) if failure else None,
     )
     manifest.write(output)
+    _remove_other_formats(attempt, rounds)
     _tell(manifest)
     if failure is not None:
         raise failure
@@ -324,7 +330,7 @@ ENDED_BADLY: dict[str, tuple[type[RunFailed], str]] = {
 """Outcomes of a job that fail the task if rows are left unsettled by them, the most telling first."""
 
 
-def _judge(
+def _judge_run(
     attempt: Attempt, rounds: list[Round], counts: Counter[str], endings: list[tuple[Shard, Entry, Landed]]
 ) -> RunFailed | None:
     shown = {status: n for status, n in counts.items() if n}
@@ -378,11 +384,15 @@ def cancel_running(run: Run, services: Services) -> Iterator[Cancel]:
     plan = Plan.current(run.output)
     if plan is None or plan.run != run.id:
         return
-    attempt = Attempt(run, plan, services)
+    attempt, jobs = Attempt(run, plan, services), []
     for shard in _shards(Round.load_all(attempt.work)):
         entry = attempt.ledger.read(shard.slot)
         if entry.submitted and not entry.landed:
-            yield services.client.cancel(entry.submitted.job)
+            jobs.append(entry.submitted.job)
+        elif entry.doubtful:
+            log.warning("A create for %s was under way; if a job came of it, the next attempt finds it", shard.slot)
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # a killed task has seconds, and there may be a hundred jobs
+        yield from pool.map(services.client.cancel, jobs)
 
 
 def note_cleared(run: Run) -> None:

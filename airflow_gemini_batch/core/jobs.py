@@ -99,8 +99,10 @@ class Job:
         error = _error(operation.get("error"))
         state = bare_state(meta.get("state"))
         phase = PHASE_OF_STATE.get(state, Phase.RUNNING)
-        if operation.get("done") and not state:
+        if operation.get("done") and not phase.ended:
+            # Over is over, whatever the state is called or whether there is one.
             phase = Phase.FAILED if error else Phase.SUCCEEDED
+            state = phase.name
         return cls(
             name=name,
             state=state,

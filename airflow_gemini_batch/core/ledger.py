@@ -77,7 +77,7 @@ class Landed:
     :param format: how it was landed; another format means it must be landed again.
     :param state: how the job ended, or why there is none.
     :param counts: settled rows by status.
-    :param unsettled: rows that are not in the part, those that failed for a passing reason and others.
+    :param unsettled_auto: rows that are not in the part and may pass by themselves; ``unsettled_other``: those that may not.
     """
 
     part: str | None

@@ -18,7 +18,7 @@ SHOWN = 20
 @dataclass(frozen=True)
 class Manifest:
     """
-    :param output: the directory, as the user wrote it.
+    :param output: the directory.
     :param files: URIs of the landed files; one row per key over all of them.
     :param counts: rows by status, all statuses, summing to ``rows``.
     :param jobs: name, slot, state and requests of every job.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -13,14 +14,14 @@ from airflow_gemini_batch.core.attempt import Attempt, Run, Services, log, utc
 from airflow_gemini_batch.core.columns import SeenTypes
 from airflow_gemini_batch.core.jobs import Job
 from airflow_gemini_batch.core.landing import FORMATS, check_keep
-from airflow_gemini_batch.core.layout import WorkDirectory
-from airflow_gemini_batch.core.ledger import Ledger
+from airflow_gemini_batch.core.layout import OutputDirectory, WorkDirectory
 from airflow_gemini_batch.core.manifest import Manifest
 from airflow_gemini_batch.core.names import Slot
 from airflow_gemini_batch.core.plan import Plan, Round, Shard, Taken, digest
 from airflow_gemini_batch.core.requests import Request, RequestBuilder
 from airflow_gemini_batch.core.rows import read_rows
-from airflow_gemini_batch.core.shards import KeyCheck, Limits, read_rows_file, write_shards
+from airflow_gemini_batch.core.shards import KeyCheck, read_rows_file, write_shards
+from airflow_gemini_batch.core.submitting import resolve
 from airflow_gemini_batch.exceptions import (
     DuplicateKey,
     GeminiBatchError,
@@ -30,17 +31,19 @@ from airflow_gemini_batch.exceptions import (
 )
 
 
-def find_or_make_plan(run: Run, services: Services) -> Plan:
+def find_or_make_plan(run: Run, services: Services, *, starting: bool) -> Plan:
     """
     Return the plan in force for this run, making one if there is none, or if a new one is asked for.
 
+    :param starting: False after a wait: Airflow renders templates anew for each segment of a task, and one that says
+        something else each time must not replace the plan that the wait was for.
     :raises OutputTaken: the output belongs to another run that has not finished.
     :raises SettingsChanged: they changed, and ``on_changed="fail"``.
     :raises InvalidInput: the source or the settings cannot be used; nothing was sent.
     """
     while True:
         plan = Plan.current(run.output)
-        if plan is not None and not _to_be_replaced(run, plan):
+        if plan is not None and ((plan.run == run.id and not starting) or not _to_be_replaced(run, plan)):
             return plan
         made = _make_plan(run, services, number=plan.number + 1 if plan else 1)
         if made.commit(run.output):
@@ -59,8 +62,12 @@ def _shard_count(run: Run, plan: Plan) -> int:
 
 def _to_be_replaced(run: Run, plan: Plan) -> bool:
     if plan.run != run.id:
-        finished = Manifest.load(run.output)
-        if finished is None or finished.plan != plan.number:
+        if (plan.run.dag_id, plan.run.run_id) == (run.id.dag_id, run.id.run_id):
+            raise OutputTaken(
+                f"{run.output.path} belongs to {plan.run}: two tasks of one run cannot share an output. Put the task's name, "
+                "or {{ ti.map_index }} for a mapped task, into it."
+            )
+        if finished(run.output, plan) is None:
             raise OutputTaken(
                 f"{run.output.path} belongs to {plan.run}, planned at {plan.created_at}, which has not finished. Give each "
                 "run an output of its own, e.g. with {{ run_id }} or {{ ds }} in it, or let that run finish; remove the "
@@ -84,6 +91,14 @@ def _to_be_replaced(run: Run, plan: Plan) -> bool:
         )
     log.warning('The settings changed (%s); on_changed="%s"', changed, run.policy.on_changed)
     return run.policy.on_changed == "resubmit"
+
+
+def finished(output: OutputDirectory, plan: Plan) -> Manifest | None:
+    """Return the manifest if the plan's run is over. One with fewer rounds than there are was overtaken by a new round."""
+    manifest = Manifest.load(output)
+    if manifest is None or manifest.plan != plan.number:
+        return None
+    return manifest if manifest.rounds == len(Round.load_all(output.work(plan.work))) else None
 
 
 def _same_clear(run: Run, plan: Plan) -> bool:
@@ -165,12 +180,14 @@ def retire_older_plans(attempt: Attempt) -> None:
         work = output.work(old.work)
         if storage.read(work.retired) is not None:
             continue
-        ledger = Ledger(work)
+        theirs = replace(attempt, plan=old)
         for one in Round.load_all(work):
             for shard in one.shards:
-                entry = ledger.read(shard.slot)
-                if entry.submitted and not entry.landed:
-                    _cancel_if_running(attempt, entry.submitted.job)
+                entry = theirs.ledger.read(shard.slot)
+                # A create that was never recorded may have become a job all the same.
+                job = resolve(theirs, shard, entry.doubtful) if entry.doubtful else entry.submitted
+                if job and not entry.landed:
+                    _cancel_if_running(attempt, job.job)
                 for suffix in FORMATS:
                     storage.remove(output.part(shard.slot, suffix))
         for suffix in FORMATS:
@@ -188,16 +205,20 @@ def _cancel_if_running(attempt: Attempt, name: str) -> None:
 
 
 def leftovers(work: WorkDirectory, rounds: list[Round], slot: Slot) -> Iterator[dict[str, Any]]:
-    """Yield the unsettled rows of a slot that no later round took: ``row``, ``result`` and ``auto``."""
+    """
+    Yield the unsettled rows of a slot that no later round took: ``row``, ``result``, ``job`` and ``auto``.
+
+    A row that may pass by itself (``auto``) was taken by the very next round, whichever kind that was: there is a next
+    one only to send such rows again. Any other row was taken by the first later round that took ``"all"``, if there is one.
+    """
     later = [one.took for one in rounds if one.number > slot.round]
-    followed = any(one.number == slot.round + 1 for one in rounds)
-    data = storage.read(work.unsettled(slot))
-    for line in (data or b"").split(b"\n"):
-        if line:
-            unsettled = orjson.loads(line)
-            taken = followed if unsettled["auto"] else "all" in later
-            if not taken:
-                yield unsettled
+    path = work.unsettled(slot)
+    if path.exists():
+        with path.open("rb") as lines:
+            for line in lines:
+                unsettled = orjson.loads(line)
+                if not (later if unsettled["auto"] else "all" in later):
+                    yield unsettled
 
 
 def open_round(attempt: Attempt, rounds: list[Round], *, took: Taken, last: int) -> Round | None:
@@ -217,16 +238,12 @@ def open_round(attempt: Attempt, rounds: list[Round], *, took: Taken, last: int)
                     yield from _requests_of(attempt.work, shard, keys)
 
     home = f"round-{number}-{uuid.uuid4().hex[:8]}"
-    shards = write_shards(requests(), attempt.work, number, _limits(attempt), home)
+    shards = write_shards(requests(), attempt.work, number, attempt.run.policy.limits, home)
     if not shards:
         return None
     one = Round(number, last, shards, took).commit(attempt.work)
     log.info("Round %s: %s unsettled rows are sent again", number, sum(shard.rows for shard in one.shards))
     return one
-
-
-def _limits(attempt: Attempt) -> Limits:
-    return attempt.run.policy.limits
 
 
 def _requests_of(work: WorkDirectory, shard: Shard, keys: set[str]) -> Iterator[tuple[Request, str]]:

@@ -11,7 +11,7 @@ import difflib
 import gzip
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, cast
@@ -48,10 +48,6 @@ class Row:
     @property
     def where(self) -> str:
         return f"{self.file}:{self.line}" if self.line is not None else f"row {self.number}"
-
-
-Source = Sequence[StoragePath] | Iterable[Any]
-"""Files (their endings tell the format), or the records themselves: mappings, or strings for one-column rows."""
 
 
 def read_rows(source: FileSource | RecordSource, needed: Mapping[str, str]) -> Iterator[Row]:
@@ -119,7 +115,8 @@ def _opened(path: StoragePath) -> Iterator[IO[bytes]]:
             yield f
     except FileNotFoundError as e:
         raise SourceUnreadable(f"{path} does not exist.") from e
-    except OSError as e:
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as e:
+        # Other faults of storage may pass: they come through and use the task's retries.
         raise SourceUnreadable(f"{path} cannot be read: {type(e).__name__}: {e}") from e
 
 

@@ -29,7 +29,7 @@ from airflow_gemini_batch.exceptions import (
     ShardDamaged,
 )
 
-CREATE_SECONDS = 30.0
+CREATE_SECONDS = 20.0
 CREATE_BYTES_PER_SECOND = 20_000_000
 """A create gets this long, and more for a large file, which the service checks line by line before it answers."""
 
@@ -55,7 +55,7 @@ def submit(attempt: Attempt, shard: Shard, entry: Entry) -> Submitted:
     """
     display_name = str(attempt.plan.display_name(shard))
     for _ in range(MOST_CLAIMS):
-        if entry.doubtful and (found := _resolve(attempt, shard, entry.doubtful)) is not None:
+        if entry.doubtful and (found := resolve(attempt, shard, entry.doubtful)) is not None:
             return found
         if entry.submitted:
             return entry.submitted
@@ -131,7 +131,7 @@ def _create(attempt: Attempt, shard: Shard, claim: Claim, file: RemoteFile) -> S
         raise
     except CreateInDoubt as e:
         log.warning("%s Looking for it.", e)
-        return _resolve(attempt, shard, claim)
+        return resolve(attempt, shard, claim)
     # Recorded before anything else: from here on every attempt knows the job.
     submitted = Submitted(name, model, file.name, attempt.now())
     attempt.ledger.submitted(shard.slot, submitted)
@@ -143,13 +143,14 @@ def _file_is_lost(attempt: Attempt, refusal: RequestRefused, file: RemoteFile) -
     return refusal.code in (400, 403, 404) and attempt.client.file(file.name) is None
 
 
-def _resolve(attempt: Attempt, shard: Shard, claim: Claim) -> Submitted | None:
+def resolve(attempt: Attempt, shard: Shard, claim: Claim) -> Submitted | None:
     """
     Find out what became of a claim: its job, or None when there is none and none can appear any more.
 
     :raises ServiceError: the list could not be read; nothing is concluded from that.
     """
-    until = claim.at + claim.seconds + MARGIN
+    # Twice: the HTTP library allows this long for connecting, and again for the answer.
+    until = claim.at + 2 * claim.seconds + MARGIN
     told = False
     while True:
         if (entry := attempt.ledger.read(shard.slot)).submitted:

@@ -277,6 +277,8 @@ class GeminiBatchOperator(BaseOperator):
             thread = threading.Thread(target=self._cancel_if_stopped, args=(run,), daemon=True)
             thread.start()
             thread.join(KILL_TAKES)
+            if thread.is_alive():
+                self.log.warning("There was no time to see to all jobs; those not named above may run on and be billed")
 
     def _cancel_if_stopped(self, run: Run) -> None:
         from airflow_gemini_batch.core.flow import cancel_running, note_cleared

@@ -115,8 +115,14 @@ class GeminiBatchTrigger(BaseTrigger):
         while not work.done() and (left := until - time.monotonic()) > 0:
             with suppress(asyncio.CancelledError):  # seen through, however often Airflow cancels meanwhile
                 await asyncio.wait({work}, timeout=left)
+        if not work.done():
+            work.cancel()  # what was learned of the task's state is too old by now
+            self.log.warning("There was no time to see whether the jobs must be cancelled; they run on")
+        elif (error := work.exception()) is not None:
+            self.log.warning("The jobs could not be cancelled: %s: %s", type(error).__name__, error)
 
     async def _cancel_if_stopped(self) -> None:
+        account = await self._account()
         state = await self._state()
         if state not in STOPPED:
             self.log.info(
@@ -125,7 +131,7 @@ class GeminiBatchTrigger(BaseTrigger):
             return
         from airflow_gemini_batch.core.watcher import Watcher
 
-        async with Watcher.shared(await self._account()) as watcher:
+        async with Watcher.shared(account) as watcher:
             for said in await asyncio.gather(*(watcher.cancel(job) for job in self.jobs)):
                 self.log.warning("The task is %s; cancelled: %s", state, said)
 

@@ -796,3 +796,16 @@ def test_cancelling_a_run_cancels_what_runs_and_nothing_else(emulator, make_run,
     assert len(list(cancel_running(run, Services(client, sleep=soon)))) == 3
     assert [job.state for job in emulator.jobs] == ["CANCELLED"] * 3 + ["RUNNING"]
     assert list(cancel_running(make_run(out="nothing here"), Services(client, sleep=soon))) == []
+
+
+def test_a_job_that_was_given_up_and_succeeds_late_changes_nothing(emulator, make_run, finish, patient):
+    emulator.faults = Faults(stuck="RUNNING", cancel_ignored=True)
+    run = make_run(timeout=3600, max_rounds=1)
+    with pytest.raises(RunFailed):
+        finish(run, patient, interval=300)
+    late = emulator.jobs[0].name
+    emulator.faults = Faults()
+    first = landed(finish(run))
+    emulator.set_state(late, "SUCCEEDED")
+    assert landed(finish(run)) == first
+    assert emulator.jobs_created == 2

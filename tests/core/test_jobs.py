@@ -127,3 +127,11 @@ def test_no_odd_operation_is_taken_for_the_end_of_a_job(body):
     if isinstance(body.get("metadata"), dict):
         body["metadata"].pop("state", None)
     assert Job.of_operation(body).phase is Phase.RUNNING
+
+
+@pytest.mark.parametrize("state", [None, "BATCH_STATE_UNSPECIFIED", "BATCH_STATE_NEW"])
+@pytest.mark.parametrize(("error", "phase"), [(None, Phase.SUCCEEDED), ({"code": 13, "message": "x"}, Phase.FAILED)])
+def test_an_operation_that_is_done_is_over_whatever_its_state_is_called(state, error, phase):
+    operation = {"name": "batches/x", "done": True, "metadata": {"state": state}} | ({"error": error} if error else {})
+    job = Job.of_operation(operation)
+    assert (job.phase, job.state) == (phase, phase.name)

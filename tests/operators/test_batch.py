@@ -405,3 +405,73 @@ def test_the_manifest_of_a_large_run_stays_small_in_xcom(batch: Any) -> None:
     manifest = batch(source=[f"text {i}" for i in range(120)], limits=Limits(requests_per_job=2, active_jobs=60))
     assert manifest["jobs_count"] == manifest["files_count"] == 60
     assert len(json.dumps(manifest)) < 16_000
+
+
+def test_tasks_of_one_run_cannot_take_each_others_output(batch: Any, emulator: Any) -> None:
+    batch(task_context(map_index=0), source=["a"])
+    with pytest.raises(AirflowFailException, match=r"\[0\] of run run-1.*map_index") as caught:
+        batch(task_context(map_index=1), source=["b"])
+    assert isinstance(caught.value.__cause__, OutputTaken)
+    assert emulator.jobs_created == 1
+
+
+def test_a_template_that_says_something_else_after_the_wait_costs_nothing(
+    connection: str, emulator: Any, tmp_path: Path
+) -> None:
+    operator = batch_operator(tmp_path, source=["a"], system_instruction="It is noon.", on_changed="resubmit")
+    manifest = run_operator(operator, on_defer=lambda _: setattr(operator, "system_instruction", "It is one o'clock."))
+    assert manifest["counts"]["ok"] == 1
+    assert emulator.jobs_created == 1
+
+
+def test_a_redirected_create_is_not_sent_again_and_takes_no_key_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Any
+) -> None:
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    seen: list[tuple[str, str | None]] = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append((self.path, self.headers.get("x-goog-api-key")))
+            self.send_response(307)
+            self.send_header("Location", emulator.url + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirecting)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        point_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        monkeypatch.setattr("airflow_gemini_batch.core.client.ATTEMPTS", 1)
+        with pytest.raises(GeminiBatchError) as caught:
+            run_operator(batch_operator(tmp_path, source=["a"]))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert getattr(caught.value, "retryable", False)
+    assert len(seen) == 1
+    assert sum(emulator.calls.values()) == 0
+
+
+def test_a_replaced_plan_takes_its_unrecorded_job_along(
+    batch: Any, emulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_gemini_batch.core.ledger import Ledger
+
+    emulator.faults = Faults(stuck="RUNNING")
+    with monkeypatch.context() as patch:
+
+        def dies(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Ledger, "submitted", dies)
+        with pytest.raises(KeyboardInterrupt):
+            batch(task_context(max_tries=0), source=["a"], reuse="never")
+    emulator.faults = Faults(stuck_models={"gemini-2.5-flash": "RUNNING"})
+    manifest = batch(task_context(max_tries=1), source=["a"], reuse="never", model="gemini-2.5-pro")
+    assert manifest["counts"]["ok"] == 1
+    assert [job.state for job in emulator.jobs] == ["CANCELLED", "SUCCEEDED"]
