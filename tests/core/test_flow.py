@@ -766,12 +766,13 @@ def test_an_attempt_whose_plan_was_replaced_stops(emulator, make_run, client, co
 
     def upload_while_another_attempt_plans(*args: Any, **kwargs: Any) -> Any:
         if next(once, False):
-            advance(make_run(model="gemini-2.5-flash-lite", on_changed="resubmit"), Services(client, sleep=soon))
+            changed = make_run(model="gemini-2.5-flash-lite", on_changed="resubmit")
+            advance(changed, Services(client, sleep=soon), starting=True)
         return upload(*args, **kwargs)
 
     monkeypatch.setattr(slow, "upload", upload_while_another_attempt_plans)
     with pytest.raises(Superseded):
-        advance(make_run(model="gemini-2.5-pro", on_changed="resubmit"), Services(slow))
+        advance(make_run(model="gemini-2.5-pro", on_changed="resubmit"), Services(slow), starting=True)
     assert Plan.current(run.output).number == 3
     assert Counter(job.model for job in emulator.jobs) == {"gemini-2.5-flash": 1, "gemini-2.5-flash-lite": 1}
 
