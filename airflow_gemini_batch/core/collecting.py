@@ -164,18 +164,20 @@ def _fetch(attempt: Attempt, shard: Shard, job: str, ending: Ending) -> None:
             # Its answers exist and are paid for; sending the rows again because of this would pay twice.
             raise DownloadBroken(f"{job} ended as {ending.state}, but names no result file.")
         return
+    # Every request of a job that succeeded should have its line; the counts alone are not always told.
+    due = max(ending.answered, shard.requests if ending.well else 0)
     for tried in range(1, SHORT_TRIES + 1):
         with storage.writing(path, keep_empty=False) as f:
             size = _download(attempt, job, ending.results, f)
             lines, whole = _count_lines(f)
             # A last line that is broken, but the last one due, is a corrupt line like any other and no torn file.
-            if (whole and lines >= ending.answered) or (tried == SHORT_TRIES and (whole or lines >= ending.answered)):
+            if (whole and lines >= due) or (tried == SHORT_TRIES and (whole or lines >= due)):
                 f.seek(0, io.SEEK_END)
                 log.info("Fetched %s: %s lines, %s bytes", ending.results, lines, size)
                 return
             log.warning(
-                "%s has %s lines%s, but the job answered %s; fetching it again",
-                ending.results, lines, "" if whole else " and ends in the middle of one", ending.answered,
+                "%s has %s lines%s, but %s are due; fetching it again",
+                ending.results, lines, "" if whole else " and ends in the middle of one", due,
             )  # fmt: skip
             f.seek(0)
             f.truncate()  # an empty file does not appear

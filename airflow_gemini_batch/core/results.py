@@ -6,6 +6,8 @@ Keys are the only link. The service may shuffle, drop, repeat or rename lines; a
 
 from __future__ import annotations
 
+import codecs
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -108,7 +110,7 @@ def _of_response(key: str, response: Mapping[str, Any]) -> Result:
             continue
         if isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif part.keys() - {"thoughtSignature"}:
+        elif part.keys() - {"thoughtSignature", "text"}:
             other = True
     text = "".join(texts)
     finish = str(candidate.get("finishReason") or "")
@@ -126,7 +128,7 @@ def _of_response(key: str, response: Mapping[str, Any]) -> Result:
     elif finish not in FINE_REASONS:
         status = Status.ERROR
         message = candidate.get("finishMessage") or f"the model stopped with {finish}"
-    elif text or other:
+    elif text.strip() or other:
         status = Status.OK
     else:
         status = Status.EMPTY
@@ -199,7 +201,7 @@ class Answers:
             return None
         self._offsets[key] = TAKEN
         self._file.seek(offset)
-        early: Mapping[str, Any] = orjson.loads(self._file.readline())
+        early: Mapping[str, Any] = _load(self._file.readline())
         self._file.seek(self._position)
         return early
 
@@ -217,7 +219,7 @@ class Answers:
             if not data.strip():
                 continue
             try:
-                parsed = orjson.loads(data)
+                parsed = _load(data)
                 key = _key_of(parsed)
             except ValueError as e:  # orjson's error is one
                 self.oddities.corrupt += 1
@@ -232,6 +234,20 @@ class Answers:
             else:
                 self.oddities.duplicate += 1
                 self._reject(self._line, "another line under a key that has one already; the first counts", data)
+
+
+def _load(data: bytes) -> Any:
+    """
+    Read a line; a byte order mark is passed over, and half of a surrogate pair becomes ``?``: the row is not lost by it.
+
+    :raises ValueError: it is not JSON.
+    """
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        # The standard library takes lone surrogates, which no file format could hold.
+        return orjson.loads(json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _key_of(line: object) -> str:

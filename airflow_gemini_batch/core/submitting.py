@@ -155,7 +155,14 @@ def resolve(attempt: Attempt, shard: Shard, claim: Claim) -> Submitted | None:
     while True:
         if (entry := attempt.ledger.read(shard.slot)).submitted:
             return entry.submitted
-        jobs = [job for job in attempt.client.list_jobs() if job.display_name == claim.display_name]
+        try:
+            jobs = [job for job in attempt.client.list_jobs() if job.display_name == claim.display_name]
+        except ServiceUnreachable as e:
+            if attempt.now() >= until + MARGIN:
+                raise
+            log.warning("%s: the list of jobs cannot be read (%s); trying again, nothing is sent before", shard.slot, e)
+            attempt.services.sleep(LOOK_EVERY)
+            continue
         if jobs:
             return _adopt(attempt, shard, jobs)
         left = until - attempt.now()

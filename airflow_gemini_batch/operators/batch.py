@@ -216,7 +216,7 @@ class GeminiBatchOperator(BaseOperator):
             ),
             output=OutputDirectory(resolve(self.output_uri)),
             policy=self._policy(),
-            clears=getattr(ti, "max_tries", None),
+            clears=ti.max_tries if isinstance(getattr(ti, "max_tries", None), int) else None,
         )
 
     def _policy(self) -> Policy:

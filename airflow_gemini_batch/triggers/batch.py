@@ -122,7 +122,7 @@ class GeminiBatchTrigger(BaseTrigger):
             self.log.warning("The jobs could not be cancelled: %s: %s", type(error).__name__, error)
 
     async def _cancel_if_stopped(self) -> None:
-        account = await self._account()
+        # First of all: after a clear, the next try is soon at work, and what it comes to is none of this trigger's business.
         state = await self._state()
         if state not in STOPPED:
             self.log.info(
@@ -131,7 +131,7 @@ class GeminiBatchTrigger(BaseTrigger):
             return
         from airflow_gemini_batch.core.watcher import Watcher
 
-        async with Watcher.shared(account) as watcher:
+        async with Watcher.shared(await self._account()) as watcher:
             for said in await asyncio.gather(*(watcher.cancel(job) for job in self.jobs)):
                 self.log.warning("The task is %s; cancelled: %s", state, said)
 

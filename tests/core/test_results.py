@@ -102,7 +102,7 @@ def test_a_finish_reason_that_is_new_is_an_error_that_names_it():
         ({"candidates": []}, "empty", None),
         ({}, "empty", None),
         (answer("")["response"], "empty", None),
-        (answer(" ")["response"], "ok", " "),
+        (answer(" ")["response"], "empty", " "),
     ],
 )
 def test_what_a_response_means(response, status, text):
@@ -356,3 +356,16 @@ def test_large_answers_are_not_held(tmp_path, shuffled):
     tracemalloc.stop()
     assert read == 300 * 50_000
     assert peak < 2_000_000
+
+
+def test_a_byte_order_mark_or_half_a_surrogate_pair_costs_no_row():
+    lines = (
+        b'\xef\xbb\xbf{"key":"a","response":{"candidates":[{"content":{"parts":[{"text":"x"}]}}]}}\n'
+        b'{"key":"b","response":{"candidates":[{"content":{"parts":[{"text":"\\ud800y"}]}}]}}\n'
+    )
+    for order in (["a", "b"], ["b", "a"]):
+        rejected: list[Any] = []
+        answers = Answers(io.BytesIO(lines), ["a", "b"], lambda *line, to=rejected: to.append(line))
+        found = {row["key"]: result.text for row, result in join([{"key": key} for key in order], answers)}
+        assert found == {"a": "x", "b": "?y"}
+        assert rejected == []
