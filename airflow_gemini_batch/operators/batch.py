@@ -12,7 +12,7 @@ from airflow.sdk import literal
 
 from airflow_gemini_batch.exceptions import InvalidConfig, NoRows
 from airflow_gemini_batch.failures import failing_fast
-from airflow_gemini_batch.killed import STOPPED, state_of
+from airflow_gemini_batch.killed import STOPPED, TRY_KEY, state_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -137,6 +137,9 @@ class GeminiBatchOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan and submit, or find what an earlier attempt left, and wait."""
+        ti: Any = context["ti"]
+        if hasattr(ti, "xcom_push"):  # a trigger of an earlier try, cleared meanwhile, must see that it is not the last
+            ti.xcom_push(key=TRY_KEY, value=ti.try_number)
         return self._go_on(context, (), starting=True)
 
     def resume(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:

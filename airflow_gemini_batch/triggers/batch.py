@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_gemini_batch.killed import STOPPED, state_of
+from airflow_gemini_batch.killed import STOPPED, newest_try, state_of
 
 if TYPE_CHECKING:
     from airflow_gemini_batch.core.rest import Account
@@ -122,18 +122,38 @@ class GeminiBatchTrigger(BaseTrigger):
             self.log.warning("The jobs could not be cancelled: %s: %s", type(error).__name__, error)
 
     async def _cancel_if_stopped(self) -> None:
-        # First of all: after a clear, the next try is soon at work, and what it comes to is none of this trigger's business.
         state = await self._state()
         if state not in STOPPED:
             self.log.info(
                 "The trigger was stopped, the task is %s: its jobs are left running", state or "in no known state"
             )
             return
+        if await self._is_outlived():
+            self.log.info("A later try has begun: the jobs are left to it")
+            return
         from airflow_gemini_batch.core.watcher import Watcher
 
         async with Watcher.shared(await self._account()) as watcher:
             for said in await asyncio.gather(*(watcher.cancel(job) for job in self.jobs)):
                 self.log.warning("The task is %s; cancelled: %s", state, said)
+
+    async def _is_outlived(self) -> bool:
+        """True if the task was cleared and its next try has begun: the state is then that try's, and so are the jobs."""
+        from asgiref.sync import sync_to_async
+
+        ti = self.task_instance
+        if ti is None:
+            return False
+        map_index = ti.map_index if ti.map_index is not None else -1
+        try:
+            newest = await asyncio.wait_for(
+                sync_to_async(newest_try)(ti.dag_id, ti.task_id, ti.run_id, map_index), STATE_TAKES
+            )
+            return newest is not None and newest > ti.try_number
+        except Exception as e:
+            # The state alone must do: it is that of a task that was stopped.
+            self.log.warning("Whether a later try has begun cannot be read: %s: %s", type(e).__name__, e)
+            return False
 
     async def _state(self) -> str | None:
         from asgiref.sync import sync_to_async

@@ -293,7 +293,7 @@ def test_a_database_and_an_api_server_that_break_off_change_nothing(airflow: Dep
 
 
 @pytest.mark.slow
-def test_changed_settings_with_on_changed_fail_send_nothing_and_say_what_changed(airflow: Deployment) -> None:
+def test_changed_settings_with_on_changed_fail_send_and_cancel_nothing(airflow: Deployment) -> None:
     case = Case(airflow, "changed_fail", on_changed="fail")
     case.start_and_wait_until_its_jobs_run()
     case.edit(prompt="Sing {text}")
@@ -301,8 +301,7 @@ def test_changed_settings_with_on_changed_fail_send_nothing_and_say_what_changed
     case.wait("failed", tries=2)
     case.log_says("SettingsChanged", tries=2)
     case.log_says("prompt", tries=2)
-    # The next try fails within a second, so the old trigger, when it asks, may find a failed task and cancel its jobs.
-    assert len(case.jobs()) == SLOTS
+    case.jobs_stay(5, RUNNING=SLOTS)
 
 
 @pytest.mark.slow

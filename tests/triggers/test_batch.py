@@ -197,3 +197,16 @@ def test_a_triggerer_that_shuts_down_is_not_held_up(
     asyncio.run(shut_down())
     assert asked == []
     assert emulator.calls["cancel"] == 0
+
+
+@pytest.mark.parametrize(("newest", "cancelled"), [(1, True), (2, False), (None, True)])
+def test_a_kill_leaves_the_jobs_to_a_later_try_although_that_has_failed(
+    connection: str, emulator: Any, monkeypatch: pytest.MonkeyPatch, newest: int | None, cancelled: bool
+) -> None:
+    emulator.faults = Faults(stuck="RUNNING")
+    trigger = trigger_for(create_job(emulator))
+    trigger.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1)
+    monkeypatch.setattr(triggers, "state_of", lambda *_: "failed")
+    monkeypatch.setattr(triggers, "newest_try", lambda *_: newest)
+    asyncio.run(trigger.on_kill())
+    assert emulator.calls["cancel"] == cancelled
