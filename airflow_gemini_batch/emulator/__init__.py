@@ -6,8 +6,9 @@ operations, files and errors, resumable uploads, the check of input files at cre
 and quotas. It shares no code with the rest of the package, so that one misreading cannot hide in both.
 
 It cannot prove that the real service behaves the same. Its answers are made up by rule and say nothing about quality,
-cost or latency. Speed limits and enqueued-token quotas are not enforced, field masks are ignored, cached contents are
-taken on trust, no webhook is sent. Where the real behaviour is not known for sure, :class:`Options` has a choice.
+cost or latency. Speed limits are not enforced, nor enqueued-token quotas unless :class:`Options` sets them; field masks
+are ignored, cached contents are taken on trust. Where the real behaviour is not known for sure,
+:class:`Options` has a choice.
 """
 
 from airflow_gemini_batch.emulator.faults import Faults, FaultsError, HttpError, RowError, Truncation

@@ -11,11 +11,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from airflow_gemini_batch.emulator import batch_calls, control, file_calls
+from airflow_gemini_batch.emulator import batch_calls, cache_calls, control, file_calls, webhook_calls
 from airflow_gemini_batch.emulator.errors import ApiError, bad_key, html_error, missing_key
 from airflow_gemini_batch.emulator.file_calls import BrokenBodyError
 from airflow_gemini_batch.emulator.routes import Match, find
 from airflow_gemini_batch.emulator.service import RequestSeen, Service
+from airflow_gemini_batch.emulator.wire import reply
 
 Handler = Callable[[Service, Request, Match], Awaitable[Response]]
 HANDLERS: dict[str, Handler] = {
@@ -26,8 +27,21 @@ HANDLERS: dict[str, Handler] = {
     "cancel": batch_calls.cancel,
     "delete": batch_calls.delete,
     "update": batch_calls.update,
+    "count_tokens": batch_calls.count_tokens,
     "models": batch_calls.model_get,
     "model_list": batch_calls.model_list,
+    "cache_create": cache_calls.create,
+    "cache_list": cache_calls.list_,
+    "cache_get": cache_calls.get,
+    "cache_update": cache_calls.update,
+    "cache_delete": cache_calls.delete,
+    "webhook_create": webhook_calls.create,
+    "webhook_list": webhook_calls.list_,
+    "webhook_get": webhook_calls.get,
+    "webhook_update": webhook_calls.update,
+    "webhook_delete": webhook_calls.delete,
+    "webhook_ping": webhook_calls.ping,
+    "webhook_rotate": webhook_calls.rotate,
     "upload_start": file_calls.start,
     "upload_chunk": file_calls.chunk,
     "upload_query": file_calls.query,
@@ -39,6 +53,7 @@ HANDLERS: dict[str, Handler] = {
     "file_delete": file_calls.delete,
     "download": file_calls.download,
 }
+JWKS = "/.well-known/jwks.json"
 WITHOUT_KEY = ("upload_chunk", "upload_query", "upload_cancel")  # the upload id is key enough
 
 
@@ -54,6 +69,9 @@ class App:
         request = Request(scope, receive)
         if request.url.path.startswith("/_emulator"):
             await (await control.handle(self.service, request))(scope, receive, send)
+            return
+        if request.url.path == JWKS:
+            await reply(self.service.webhooks.jwks())(scope, receive, send)
             return
         match = find(request.method, request.url.path)
         if match is None:

@@ -20,6 +20,8 @@ from airflow_gemini_batch.emulator.options import KNOWN_MODELS
 from airflow_gemini_batch.emulator.protojson import Problem, read, refuse
 from airflow_gemini_batch.emulator.routes import Match
 from airflow_gemini_batch.emulator.service import Service
+from airflow_gemini_batch.emulator.tokens import prompt_tokens
+from airflow_gemini_batch.emulator.webhooks import check_uri
 from airflow_gemini_batch.emulator.wire import new_id, page, reply
 
 
@@ -33,11 +35,18 @@ async def create(service: Service, request: Request, match: Match) -> Response:
     service.jobs.check_room(service.counters)
     job_id = new_id(36)
     path = service.directory / f"input-{job_id}"
+    for uri in (batch.get("webhookConfig") or {}).get("uris") or ():
+        check_uri(str(uri))
     file_name: str | None = batch["inputConfig"].get("fileName")
     if file_name is None:
-        checked = await asyncio.to_thread(write_inline, batch, path)
+        checked = await asyncio.to_thread(write_inline, batch, path, options=service.options)
     else:
         checked = await _take_file(service, file_name, path, embeds)
+    try:  # again: creates that came at the same time were all let in before
+        service.jobs.check_room(service.counters, model=match.id, tokens=checked.tokens)
+    except ApiError:
+        path.unlink(missing_ok=True)
+        raise
     now = service.clock.now()
     job = Job(
         id=job_id,
@@ -49,11 +58,13 @@ async def create(service: Service, request: Request, match: Match) -> Response:
         request_count=checked.count,
         keys=checked.keys,
         created=now,
+        tokens=checked.tokens,
         updated=now,
         priority=batch.get("priority", 0),
         webhook=batch.get("webhookConfig"),
     )
     service.jobs.add(job)
+    service.webhooks.watch(job)
     if service.faults.fail_ratio:  # Claimed now, so that the first jobs made are the ones to fail.
         service.counters.claims("fail_ratio", job.id, jobs=service.faults.fail_ratio_jobs)
     if service.faults.end_state:
@@ -67,7 +78,7 @@ async def _take_file(service: Service, name: str, path: Any, embeds: bool) -> Ch
     file = None if "*" in (hidden := service.faults.hide_files) or file_id in hidden else service.files.find(file_id)
     if file is None:
         raise no_such_file(file_id) if service.options.missing_input_status == 403 else ApiError(404)
-    if service.clock.now() < file.ready:
+    if service.state_of(file) != "ACTIVE":
         raise ApiError(
             400,
             f"The File {file_id} is not in an ACTIVE state and usage is not allowed.",
@@ -81,14 +92,18 @@ async def _take_file(service: Service, name: str, path: Any, embeds: bool) -> Ch
         raise
 
 
+METHODS = {
+    "create": "batchGenerateContent", "create_embeddings": "asyncBatchEmbedContent", "count_tokens": "countTokens",
+}  # fmt: skip
+
+
 def _check_model(service: Service, match: Match, embeds: bool) -> None:
     name = match.id
     exists = name.startswith("tunedModels/") or service.options.has_model(name)
     if not exists or ("embedding" in name) is not embeds:
-        method = "asyncBatchEmbedContent" if embeds else "batchGenerateContent"
         raise ApiError(
             404,
-            f"models/{name} is not found for API version {match.version}, or is not supported for {method}. "
+            f"models/{name} is not found for API version {match.version}, or is not supported for {METHODS[match.call]}. "
             "Call ListModels to see the list of available models and their supported methods.",
         )
 
@@ -218,6 +233,26 @@ async def model_get(service: Service, request: Request, match: Match) -> Respons
     if not service.options.has_model(match.id):
         raise ApiError(404, f"models/{match.id} is not found for API version {match.version}.")
     return reply(_model(match.id))
+
+
+async def count_tokens(service: Service, request: Request, match: Match) -> Response:
+    """Count what a request sends; the same counting as in the answers' usage."""
+    _check_model(service, match, embeds=False)
+    try:
+        body = orjson.loads(await _body(request, service.options.inline_bytes, 400) or b"{}")
+    except orjson.JSONDecodeError as e:
+        raise ApiError(400, f"Invalid JSON payload received. {e}") from e
+    problems: list[Problem] = []
+    asked = read(body, "CountTokens", "", problems)
+    refuse(problems)
+    whole = asked.get("generateContentRequest")
+    if whole is not None and "contents" in asked:
+        raise ApiError(400, "* CountTokensRequest: contents and generate_content_request are mutually exclusive")
+    if not (whole or asked).get("contents"):
+        raise ApiError(400, "* CountTokensRequest.contents: contents is not specified")
+    counts = prompt_tokens(whole or asked)
+    details = [{"modality": modality, "tokenCount": tokens} for modality, tokens in counts.items() if tokens]
+    return reply({"totalTokens": sum(counts.values()), "promptTokensDetails": details})
 
 
 async def model_list(service: Service, request: Request, match: Match) -> Response:

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from airflow_gemini_batch.emulator.protojson import scalar
-from airflow_gemini_batch.emulator.schema import MESSAGES
+from airflow_gemini_batch.emulator.schema import MESSAGES, ONEOFS
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
@@ -90,12 +90,19 @@ class _Reader:
 
     def message(self, name: str) -> None:
         table = MESSAGES[name]
+        either, chosen = ONEOFS.get(name, frozenset()), False
         self.take("{")
         for _ in self.members("}"):
             field = self.string()
             if field not in table:
                 raise LineError(self.at + 1, f"no such field: '{field}'")
             self.take(":")
+            if table[field][0] in either and self.peek() != "n":
+                if chosen:
+                    raise LineError(
+                        self.at + 1, f"'{field}' has already been set (either directly or as part of a oneof)"
+                    )
+                chosen = True
             self.field(table[field][1])
 
     def field(self, kind: str) -> None:

@@ -117,6 +117,19 @@ def retry_info(seconds: float) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{seconds:g}s"}
 
 
+def quota_failure(metric: str, *, model: str | None = None, limit: int | None = None) -> dict[str, Any]:
+    """A google.rpc.QuotaFailure detail that names one quota."""
+    violation: dict[str, Any] = {
+        "quotaMetric": f"generativelanguage.googleapis.com/{metric}",
+        "quotaId": f"{metric.title().replace('_', '')}PerProject{'PerModel' if model else ''}",
+    }
+    if model:
+        violation["quotaDimensions"] = {"location": "global", "model": model}
+    if limit is not None:
+        violation["quotaValue"] = str(limit)
+    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]}
+
+
 def help_links() -> dict[str, Any]:
     """The google.rpc.Help detail that quota errors carry."""
     link = {

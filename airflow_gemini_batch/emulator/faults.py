@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from airflow_gemini_batch.emulator.errors import MESSAGE, ApiError, help_links, html_error, retry_info
+from airflow_gemini_batch.emulator.clock import SECOND, Clock
+from airflow_gemini_batch.emulator.errors import MESSAGE, ApiError, help_links, html_error, quota_failure, retry_info
 
 QUOTA = (
     "You exceeded your current quota, please check your plan and billing details. For more information on this error, "
@@ -23,7 +24,7 @@ QUOTA = (
 CALLS = (
     "create", "create_embeddings", "get", "list", "cancel", "delete", "update", "upload_start", "upload_chunk",
     "upload_query", "upload_cancel", "upload_raw", "upload_multipart", "file_get", "file_list", "file_delete",
-    "download", "models", "model_list",
+    "download", "models", "model_list", "count_tokens",
 )  # fmt: skip
 END_STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")
 V = TypeVar("V", bound="Value")
@@ -71,7 +72,9 @@ class HttpError(Value):
 
     :param times: how often; None means always.
     :param skip: how many calls are let through first.
+    :param seconds: for how long, by the emulator's clock, from the moment when the faults were set; None: for ever.
     :param retry_seconds: adds a RetryInfo detail; ``retry_after`` adds the header. Neither is sent by default.
+    :param quota: adds a QuotaFailure detail that names this metric, e.g. ``"batch_enqueued_tokens"``.
     :param html: a front end's HTML page instead of JSON. ``body`` is sent as it is.
     :param recorded: the call is carried out before it is refused, as when only the reply was lost.
     """
@@ -79,10 +82,12 @@ class HttpError(Value):
     status: int = 503
     times: int | None = None
     skip: int = 0
+    seconds: float | None = None
     message: str | None = None
     rpc_status: str | None = None
     retry_seconds: float | None = None
     retry_after: float | None = None
+    quota: str | None = None
     help: bool = False
     html: bool = False
     body: str | None = None
@@ -92,9 +97,9 @@ class HttpError(Value):
         headers = {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:g}"}
         if self.html:
             return html_error(self.status, self.message, headers)
-        details = ([help_links()] if self.help else []) + (
-            [] if self.retry_seconds is None else [retry_info(self.retry_seconds)]
-        )
+        details = [help_links()] if self.help else []
+        details += [] if self.quota is None else [quota_failure(self.quota)]
+        details += [] if self.retry_seconds is None else [retry_info(self.retry_seconds)]
         message = self.message or (QUOTA if self.status == 429 and details else None)
         return ApiError(
             self.status, message, status=self.rpc_status, details=details, headers=headers, body=self.body,
@@ -167,6 +172,7 @@ class Faults(Value):
     :param empty_keys: a candidate without parts. ``truncate_keys``: half an answer and MAX_TOKENS.
     :param thought_only_keys: MAX_TOKENS while still thinking, so no answer.
     :param bad_json_keys: JSON answers are cut short, though with STOP.
+    :param no_usage_keys: answers that do not say what they used.
     :param degenerate_json_schema: requests with ``responseJsonSchema`` are answered with JSON that does not fit it.
     :param no_trailing_newline: of the result file. ``blank_lines``, ``crlf``: its lines.
 
@@ -181,6 +187,7 @@ class Faults(Value):
     :param cancel_ignored: a cancel is accepted and does nothing. ``cancel_race``: the job succeeds at that moment.
     :param list_lag: seconds before a new job is in the list. ``list_hides_output``: the list shows no outputs at all.
     :param hide_files: ids of files that are said not to exist, ``"*"`` for all.
+    :param fail_files: MIME types of uploads whose processing ends as FAILED, ``"*"`` for all.
     """
 
     http_errors: Mapping[str, Any] = field(default_factory=dict)
@@ -210,6 +217,7 @@ class Faults(Value):
     truncate_keys: Iterable[str] = frozenset()
     thought_only_keys: Iterable[str] = frozenset()
     bad_json_keys: Iterable[str] = frozenset()
+    no_usage_keys: Iterable[str] = frozenset()
     degenerate_json_schema: bool = False
     no_trailing_newline: bool = False
     blank_lines: bool = False
@@ -231,6 +239,7 @@ class Faults(Value):
     list_lag: float = 0.0
     list_hides_output: bool = False
     hide_files: Iterable[str] = frozenset()
+    fail_files: Iterable[str] = frozenset()
 
     def __post_init__(self) -> None:
         _set(self, "http_errors", {call: _http_errors(spec) for call, spec in self.http_errors.items()})
@@ -261,8 +270,8 @@ class Faults(Value):
 class Counters:
     """How often each fault of the current :class:`Faults` has struck. Setting new faults starts a new count."""
 
-    def __init__(self, faults: Faults) -> None:
-        self.faults = faults
+    def __init__(self, faults: Faults, clock: Clock) -> None:
+        self.faults, self._clock, self._since = faults, clock, clock.now()
         self._struck: dict[tuple[Any, ...], int] = {}
         self._claims: dict[str, set[str]] = {}
         self._lock = threading.Lock()
@@ -285,9 +294,12 @@ class Counters:
             return job in owners
 
     def http_error(self, call: str, *, recorded: bool) -> HttpError | None:
+        age = (self._clock.now() - self._since) / SECOND
         for name in (call, "*"):
             for number, spec in enumerate(self.faults.http_errors.get(name, ())):
-                if spec.recorded is recorded and self.strikes("http", name, number, times=spec.times, skip=spec.skip):
+                if spec.recorded is not recorded or (spec.seconds is not None and spec.seconds <= age):
+                    continue
+                if self.strikes("http", name, number, times=spec.times, skip=spec.skip):
                     return spec  # type: ignore[no-any-return]
         return None
 

@@ -40,7 +40,7 @@ class StoredFile:
     def name(self) -> str:
         return f"files/{self.id}"
 
-    def resource(self, now: int) -> dict[str, Any]:
+    def resource(self, now: int, state: str) -> dict[str, Any]:
         """The File message."""
         body: dict[str, Any] = {"name": self.name}
         if self.display_name:
@@ -56,7 +56,9 @@ class StoredFile:
         body["uri"] = SERVICE + self.id
         if self.generated:
             body["downloadUri"] = f"{SERVICE}{self.id}:download?alt=media"
-        body["state"] = "ACTIVE" if now >= self.ready else "PROCESSING"
+        body["state"] = state
+        if state == "FAILED":
+            body["error"] = {"code": 3, "message": "The file could not be processed."}
         body["source"] = "GENERATED" if self.generated else "UPLOADED"
         return body
 
@@ -197,9 +199,13 @@ class FileStore:
         file = self._files[file_id] = StoredFile(
             id=file_id, number=self._number, path=path, size=size, sha256=digest, mime_type=mime_type,
             display_name=display_name, created=now, generated=generated, expires=now + round(lifetime * SECOND),
-            ready=now if generated else now + round(self.processing_seconds * SECOND),
+            ready=now + (0 if generated else self._processing(mime_type)),
         )  # fmt: skip
         return file
+
+    def _processing(self, mime_type: str) -> int:
+        slow = mime_type.startswith(tuple(self.options.processed_mime_types))
+        return round(self.processing_seconds * SECOND) if slow else 0
 
     def find(self, file_id: str) -> StoredFile | None:
         """The file, or None if it never was, was deleted or has expired."""

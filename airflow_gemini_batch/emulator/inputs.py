@@ -15,16 +15,18 @@ from airflow_gemini_batch.emulator.jobs import KEPT_KEYS
 from airflow_gemini_batch.emulator.options import Options
 from airflow_gemini_batch.emulator.protojson import Problem, read, refuse
 from airflow_gemini_batch.emulator.schema import FLAT_GENERATION_FIELDS, MESSAGES
+from airflow_gemini_batch.emulator.tokens import prompt_tokens
 
 MOST_ERRORS = 100  # lines named in one message
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is in a valid input: how many requests, and the first of their keys."""
+    """What is in a valid input: how many requests, the first of their keys, and the tokens of all if they are limited."""
 
     count: int
     keys: tuple[str, ...]
+    tokens: int = 0
 
 
 def parse_body(raw: bytes, message: str) -> dict[str, Any]:
@@ -63,14 +65,19 @@ def parse_body(raw: bytes, message: str) -> dict[str, Any]:
     return batch
 
 
-def write_inline(batch: dict[str, Any], path: Path) -> Checked:
+def write_inline(batch: dict[str, Any], path: Path, *, options: Options) -> Checked:
     """Put inline requests on disk as lines, so that all jobs are answered the same way."""
     items: Sequence[dict[str, Any]] = batch["inputConfig"]["requests"]["requests"]
     with path.open("wb") as out:
         for item in items:
             out.write(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE))
     keys = (str(item.get("metadata", {}).get("key", "")) for item in items[:KEPT_KEYS])
-    return Checked(len(items), tuple(keys))
+    tokens = sum(map(_tokens, items)) if options.enqueued_tokens is not None else 0
+    return Checked(len(items), tuple(keys), tokens)
+
+
+def _tokens(line: dict[str, Any]) -> int:
+    return sum(prompt_tokens(line.get("request", {})).values())
 
 
 def check_file(path: Path, *, embeds: bool, options: Options) -> Checked:
@@ -83,7 +90,7 @@ def check_file(path: Path, *, embeds: bool, options: Options) -> Checked:
     errors: list[str] = []
     keys: list[str] = []
     seen: set[str] = set()
-    count = 0
+    count = tokens = 0
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
             if raw.isspace():
@@ -100,11 +107,13 @@ def check_file(path: Path, *, embeds: bool, options: Options) -> Checked:
                     break
             if len(keys) < KEPT_KEYS:
                 keys.append(key)
+            if options.enqueued_tokens is not None:
+                tokens += _tokens(line)
     if errors:
         raise ApiError(400, "\n".join(errors))
     if not count:
         raise ApiError(400, "The input file has no requests.")
-    return Checked(count, tuple(keys))
+    return Checked(count, tuple(keys), tokens)
 
 
 def _check_line(raw: bytes, message: str, options: Options) -> tuple[dict[str, Any], str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_gemini_batch.emulator.clock import SECOND, Clock
-from airflow_gemini_batch.emulator.errors import ApiError
-from airflow_gemini_batch.emulator.faults import Counters, Faults
+from airflow_gemini_batch.emulator.errors import ApiError, help_links, quota_failure
+from airflow_gemini_batch.emulator.faults import QUOTA, Counters, Faults
 from airflow_gemini_batch.emulator.options import Options
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")
@@ -47,6 +47,7 @@ class Job:
     request_count: int
     keys: tuple[str, ...]
     created: int
+    tokens: int = 0
     number: int = 0
     priority: int = 0
     webhook: dict[str, Any] | None = None
@@ -111,12 +112,22 @@ class JobStore:
             job.number = self.created
             self._jobs[job.id] = job
 
-    def check_room(self, faults: Counters) -> None:
-        """:raises ApiError: 429 when as many jobs as allowed are under way."""
+    def check_room(self, faults: Counters, *, model: str = "", tokens: int = 0) -> None:
+        """
+        :param tokens: of the job that is to be made for this model.
+        :raises ApiError: 429 when as many jobs, or input tokens, as allowed are under way.
+        """
         with self.lock:
-            active = sum(self._reached(job, faults.faults) not in ENDED for job in self)
-        if active >= self.options.concurrent_jobs:
-            raise ApiError(429, "Resource has been exhausted (e.g. check quota).")
+            active = [job for job in self if self._reached(job, faults.faults) not in ENDED]
+        named = self.options.quota_details
+        if len(active) >= (most := self.options.concurrent_jobs):
+            details = [quota_failure("batch_concurrent_jobs", limit=most)] if named else None
+            raise ApiError(429, details=details)
+        allowed = self.options.tokens_allowed(model)
+        if allowed is not None and sum(job.tokens for job in active if job.model == model) + tokens > allowed:
+            details = [help_links()]
+            details += [quota_failure("batch_enqueued_tokens", model=model, limit=allowed)] if named else []
+            raise ApiError(429, QUOTA, details=details)
 
     def get(self, job_id: str) -> Job:
         """:raises ApiError: 404."""

@@ -7,7 +7,7 @@ The default of each choice is the likelier behaviour.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from airflow_gemini_batch.emulator.faults import Value
@@ -36,6 +36,10 @@ class Options(Value):
     :param answer_bytes: text answers are padded to this size; for tests with large results.
     :param image_side: pixels of the longer side of made-up images.
     :param results_wait: how long a look waits for a large result to be written before it says RUNNING.
+    :param concurrent_jobs: jobs that may be under way in the project.
+    :param enqueued_tokens: input tokens that may be under way per model, a number for all models or model → number;
+        None: no limit. Tokens are counted as the answers count them.
+    :param quota_details: whether a create refused by these two names the quota in a QuotaFailure [unsure].
     :param default_page_size: of lists without ``pageSize``; the service's own is not published.
     :param missing_input_status: what a create with an unknown file gets, 404 or 403 [unsure].
     :param inline_too_large_status: 400 or 413 [unsure].
@@ -48,7 +52,11 @@ class Options(Value):
     :param flat_generation_fields: whether temperature and the like may stand beside ``contents`` [unsure].
     :param range_requests: whether downloads honour ``Range`` [unsure].
     :param cancel_ended_status: 200, or 400 if a cancel after the end is refused [unsure].
+    :param webhook_tries: how often a message is sent that is not taken, with pauses that begin with ``webhook_pause`` and
+        double; the service's own go on for a day.
+    :param webhook_repeats: how often a message is sent again that was taken: "at least once" is all that is promised.
     :param refused_mime_types: MIME types refused when an upload is finalized.
+    :param processed_mime_types: what the MIME types of uploads begin with that are PROCESSING at first; by default all.
     """
 
     models: Collection[str] | None = None
@@ -59,6 +67,8 @@ class Options(Value):
     storage_bytes: int = 20 * GIB
     inline_bytes: int = 20 * 1024**2
     concurrent_jobs: int = 100
+    enqueued_tokens: int | Mapping[str, int] | None = None
+    quota_details: bool = False
     default_page_size: int = 50
     max_page_size: int = 1000
     file_seconds: float = 48 * HOUR
@@ -75,10 +85,18 @@ class Options(Value):
     flat_generation_fields: bool = False
     range_requests: bool = False
     cancel_ended_status: int = 200
+    webhook_tries: int = 6
+    webhook_pause: float = 1.0
+    webhook_repeats: int = 0
     refused_mime_types: Collection[str] = ()
+    processed_mime_types: Collection[str] = ("",)
 
     def has_model(self, name: str) -> bool:
         """Whether the bare model name exists."""
         if self.models is not None:
             return name in self.models
         return name in KNOWN_MODELS or USUAL_MODEL.fullmatch(name) is not None
+
+    def tokens_allowed(self, model: str) -> int | None:
+        """Input tokens that may be under way for a model, None for any number."""
+        return self.enqueued_tokens.get(model) if isinstance(self.enqueued_tokens, Mapping) else self.enqueued_tokens

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NamedTuple
 
 from airflow_gemini_batch.emulator.errors import ApiError, field_violations
-from airflow_gemini_batch.emulator.schema import MESSAGES, snake
+from airflow_gemini_batch.emulator.schema import MESSAGES, ONEOFS, snake
 
 PACKAGE = "type.googleapis.com/google.ai.generativelanguage.v1beta."
+BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]*=?\s*=?\s*")  # line breaks, both alphabets and missing padding are taken
 INT_RANGE = {"int32": 2**31, "int64": 2**63}
 
 
@@ -36,6 +38,7 @@ def read(value: Any, message: str, path: str, problems: list[Problem]) -> dict[s
         problems.append(_wrong(path, message, value))
         return {}
     table = MESSAGES[message]
+    either = ONEOFS.get(message)
     clean: dict[str, Any] = {}
     for given, inner in value.items():
         known = table.get(given)
@@ -48,6 +51,9 @@ def read(value: Any, message: str, path: str, problems: list[Problem]) -> dict[s
         if inner is None:
             continue
         name, kind = known
+        if either and name in either and not either.isdisjoint(clean):
+            already = f"oneof field 'data' is already set. Cannot set '{name}'"
+            problems.append(Problem(path, f"Invalid value at '{path}' (oneof), {already}"))
         if kind == "string" and type(inner) is str:  # the common case, first
             clean[name] = inner
             continue
@@ -84,8 +90,10 @@ def scalar(value: Any, kind: str) -> tuple[bool, Any]:
     """Whether proto JSON takes the value for this type, and the value as Python keeps it."""
     if kind == "any":
         return True, value
-    if kind in ("string", "bytes"):
+    if kind == "string":
         return isinstance(value, str), value
+    if kind == "bytes":
+        return isinstance(value, str) and BASE64.fullmatch(value) is not None, value
     if kind == "struct":
         return isinstance(value, dict), value
     if kind == "bool":

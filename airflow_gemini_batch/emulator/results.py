@@ -15,6 +15,7 @@ from airflow_gemini_batch.emulator.faults import Counters, Faults, RowError, hit
 from airflow_gemini_batch.emulator.jobs import Job, Results
 from airflow_gemini_batch.emulator.options import Options
 from airflow_gemini_batch.emulator.protojson import read
+from airflow_gemini_batch.emulator.references import StateOf, refusal
 
 CANCELLED_ROW = RowError(code=1, message="The request was cancelled before it was processed.")
 TWISTS = {
@@ -36,6 +37,7 @@ def write_results(
     share: float = 1.0,
     rest: RowError | None = None,
     stopped: Callable[[], bool],
+    state_of_file: StateOf,
 ) -> Results:
     """
     Answer every request of the job.
@@ -45,10 +47,11 @@ def write_results(
     :param share: part of the rows, from the first, that get an answer.
     :param rest: the error that the others get; None: they get no line.
     :param stopped: asked now and then; once it says True the rest is left out.
+    :param state_of_file: for rows that name uploaded files.
     """
     faults, results, digest = counters.faults, Results(path), hashlib.sha256()
     count = max(round(job.request_count * share), 0)
-    lines = _lines(job, counters, options, results, count, rest, stopped)
+    lines = _lines(job, counters, options, results, count, rest, stopped, state_of_file)
     if faults.shuffle_rows:
         lines = _shuffled(lines, path.with_suffix(".ordered"), job.id)
     with path.open("wb") as out:
@@ -68,6 +71,7 @@ def _lines(
     count: int,
     rest: RowError | None,
     stopped: Callable[[], bool],
+    state_of_file: StateOf,
 ) -> Iterator[bytes]:
     faults = counters.faults
     failing = bool(faults.fail_ratio) and counters.claims("fail_ratio", job.id, jobs=faults.fail_ratio_jobs)
@@ -84,7 +88,7 @@ def _lines(
             body = line.get("request", {} if "key" in line or job.input_file is None else line)
             request = read(body or {}, message, "", [])
             error = counters.row_error(key, failing_job=failing) if number < count else rest
-            outcome = error or _answer(request, job, faults, options, key)
+            outcome = error or refusal(request, state_of_file) or _answer(request, job, faults, options, key)
             if isinstance(outcome, RowError):
                 results.failed += 1
             else:
@@ -111,9 +115,13 @@ def _answer(request: dict[str, Any], job: Job, faults: Faults, options: Options,
     twist = next((name for name, field in TWISTS.items() if hits(getattr(faults, field), key)), "")
     row = Row(request, job.model, options, twist or ("degenerate" if faults.degenerate_json_schema else ""))
     try:
-        return row.embed() if job.embeds else row.generate()
+        answer = row.embed() if job.embeds else row.generate()
     except RefusedError as e:
         return RowError(code=3, message=str(e))
+    if hits(faults.no_usage_keys, key):
+        answer.pop("usageMetadata", None)
+        answer.pop("tokenCount", None)
+    return answer
 
 
 def _copies(outcome: dict[str, Any] | RowError, label: dict[str, Any], key: str, faults: Faults) -> Iterator[bytes]:

@@ -32,6 +32,8 @@ _SOURCE: dict[str, str] = {
     "EmbedInput": "requests:EmbedRequests fileName:string",
     "EmbedRequests": "requests:[]InlinedEmbed",
     "InlinedEmbed": "request:EmbedContentRequest metadata:struct",
+    # Counting tokens.
+    "CountTokens": "contents:[]Content generateContentRequest:GenerateContentRequest",
     # A line of an input file.
     "GenerateLine": "key:string request:GenerateContentRequest",
     "EmbedLine": "key:string request:EmbedContentRequest",
@@ -86,7 +88,7 @@ _SOURCE: dict[str, str] = {
     ),
     "Blob": "mimeType:string data:bytes displayName:string",
     "FileData": "mimeType:string fileUri:string displayName:string",
-    "FunctionCall": "id:string name:string args:struct partialArgs:any willContinue:bool",
+    "FunctionCall": "id:string name:string args:struct",
     "FunctionResponse": (
         "id:string name:string response:struct parts:[]FunctionResponsePart willContinue:bool scheduling:enum"
     ),
@@ -116,15 +118,13 @@ _SOURCE: dict[str, str] = {
         "name:string description:string parameters:Schema parametersJsonSchema:any response:Schema "
         "responseJsonSchema:any behavior:enum"
     ),
-    "GoogleSearch": (
-        "timeRangeFilter:Interval searchTypes:SearchTypes blockingConfidence:enum excludeDomains:[]string"
-    ),
+    "GoogleSearch": "timeRangeFilter:Interval searchTypes:SearchTypes",
     "SearchTypes": "webSearch:Empty imageSearch:Empty",
     "Interval": "startTime:string endTime:string",
     "GoogleSearchRetrieval": "dynamicRetrievalConfig:DynamicRetrievalConfig",
     "DynamicRetrievalConfig": "mode:enum dynamicThreshold:number",
-    "GoogleMaps": "enableWidget:bool groundingTypes:GroundingTypes authConfig:struct",
-    "GroundingTypes": "places:Empty routing:Empty",
+    "GoogleMaps": "enableWidget:bool authConfig:AuthConfig",
+    "AuthConfig": "apiKey:string",
     "FileSearch": "fileSearchStoreNames:[]string topK:int32 metadataFilter:string",
     "ComputerUse": (
         "environment:enum excludedPredefinedFunctions:[]string enablePromptInjectionDetection:bool "
@@ -136,7 +136,7 @@ _SOURCE: dict[str, str] = {
         "functionCallingConfig:FunctionCallingConfig retrievalConfig:RetrievalConfig "
         "includeServerSideToolInvocations:bool"
     ),
-    "FunctionCallingConfig": "mode:enum allowedFunctionNames:[]string streamFunctionCallArguments:bool",
+    "FunctionCallingConfig": "mode:enum allowedFunctionNames:[]string",
     "RetrievalConfig": "latLng:LatLng languageCode:string",
     "LatLng": "latitude:number longitude:number",
     # The OpenAPI subset of responseSchema. It has no $ref and no additionalProperties.
@@ -147,6 +147,13 @@ _SOURCE: dict[str, str] = {
         "default:any items:Schema minimum:number maximum:number"
     ),
 }
+ONEOFS = {
+    "Part": frozenset({
+        "text", "inlineData", "fileData", "functionCall", "functionResponse", "executableCode", "codeExecutionResult",
+        "toolCall", "toolResponse",
+    })
+}  # fmt: skip
+"""Fields of which a message has one; in a part they are its ``data``."""
 FLAT_GENERATION_FIELDS = ("temperature", "topP", "topK", "maxOutputTokens", "candidateCount", "stopSequences", "seed")
 
 

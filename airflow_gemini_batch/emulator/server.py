@@ -176,6 +176,11 @@ class Emulator:
         return [self._service.shown(file) for file in reversed(list(self._service.files))]
 
     @property
+    def webhooks_sent(self) -> list[tuple[str, str, int | None]]:
+        """Every try of a webhook's delivery: message id, URI, and the status of the answer, None if there was none."""
+        return list(self._service.webhooks.delivered)
+
+    @property
     def faults(self) -> Faults:
         """What goes wrong. Setting it starts a new count of how often."""
         return self._service.faults

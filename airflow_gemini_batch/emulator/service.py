@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_gemini_batch.emulator.clock import Clock
+from airflow_gemini_batch.emulator.clock import Clock, timestamp
 from airflow_gemini_batch.emulator.errors import ApiError
-from airflow_gemini_batch.emulator.faults import Counters, Faults
+from airflow_gemini_batch.emulator.faults import Counters, Faults, hits
 from airflow_gemini_batch.emulator.files import FileStore, StoredFile
 from airflow_gemini_batch.emulator.jobs import ENDED, Job, JobStore, plain_state
 from airflow_gemini_batch.emulator.options import Options
 from airflow_gemini_batch.emulator.results import CANCELLED_ROW, write_results
+from airflow_gemini_batch.emulator.webhooks import Webhooks
 
 LOG_LENGTH = 20_000
 
@@ -33,6 +34,29 @@ class RequestSeen:
     headers: dict[str, str] = field(repr=False)
     time: float
     status: int | None = None
+
+
+@dataclass
+class Cache:
+    """A cached content; times in nanoseconds of the emulator's clock."""
+
+    name: str
+    model: str
+    display_name: str
+    created: int
+    expires: int
+
+    def resource(self) -> dict[str, Any]:
+        """It as the API shows it: never with its content."""
+        shown = {
+            "name": self.name,
+            "model": self.model,
+            "displayName": self.display_name,
+            "createTime": timestamp(self.created),
+            "updateTime": timestamp(self.created),
+            "expireTime": timestamp(self.expires),
+        }
+        return {name: value for name, value in shown.items() if value}
 
 
 class Service:
@@ -52,11 +76,13 @@ class Service:
         self.directory, self.options, self.api_keys = directory, options, api_keys
         self.clock = Clock()
         self.closing = threading.Event()
-        self.counters = Counters(faults)
+        self.counters = Counters(faults, self.clock)
         self.calls: Counter[str] = Counter()
+        self.caches: dict[str, Cache] = {}
         self.log: deque[RequestSeen] = deque(maxlen=LOG_LENGTH)
         self.files = FileStore(directory, self.clock, options, processing_seconds)
         self.jobs = JobStore(self.clock, options, states=states, job_seconds=job_seconds)
+        self.webhooks = Webhooks(self)
 
     @property
     def faults(self) -> Faults:
@@ -64,7 +90,7 @@ class Service:
 
     @faults.setter
     def faults(self, faults: Faults) -> None:
-        self.counters = Counters(faults)
+        self.counters = Counters(faults, self.clock)
 
     def key_works(self, key: str) -> bool:
         """Any key does unless it says ``invalid`` up front; ``api_keys`` is stricter."""
@@ -84,6 +110,14 @@ class Service:
 
     async def _look(self, job: Job, wait: float) -> None:
         job.looks += 1
+        await self.move(job, wait)
+
+    async def move(self, job: Job, wait: float) -> None:
+        """
+        Move a job on as far as it has come.
+
+        :param wait: seconds for which results may be waited for.
+        """
         if job.done:
             self._forget_old_results(job)
             return
@@ -123,7 +157,10 @@ class Service:
         path = self.directory / f"results-{job.id}"
         stopped = self.closing.is_set
         rest = CANCELLED_ROW if state == "CANCELLED" and self.options.cancelled_rows_as_errors else None
-        job.results = write_results(job, path, self.counters, self.options, share=share, rest=rest, stopped=stopped)
+        job.results = write_results(
+            job, path, self.counters, self.options,
+            share=share, rest=rest, stopped=stopped, state_of_file=self.state_of_id,
+        )  # fmt: skip
 
     def _forget_old_results(self, job: Job) -> None:
         kept = self.options.result_seconds * 1e9
@@ -185,4 +222,14 @@ class Service:
         }
 
     def shown(self, file: StoredFile) -> dict[str, Any]:
-        return file.resource(self.clock.now())
+        return file.resource(self.clock.now(), self.state_of(file))
+
+    def state_of(self, file: StoredFile) -> str:
+        if self.clock.now() < file.ready:
+            return "PROCESSING"
+        return "FAILED" if not file.generated and hits(self.faults.fail_files, file.mime_type) else "ACTIVE"
+
+    def state_of_id(self, file_id: str) -> str | None:
+        """The state of a file as a request finds it, None if there is no such file for it."""
+        file = None if hits(self.faults.hide_files, file_id) else self.files.find(file_id)
+        return None if file is None else self.state_of(file)

@@ -70,6 +70,19 @@ def test_a_quota_error_comes_with_or_without_advice(gemini, raw):
     assert "retry-after" not in plain.headers
 
 
+def test_a_storm_lasts_for_a_while_by_the_emulators_clock_and_may_name_its_quota(gemini, raw):
+    gemini.clock.advance(1000)
+    gemini.faults = Faults(http_errors={"list": HttpError(429, seconds=60, quota="batch_requests", retry_seconds=5)})
+    for seconds, status in ((0, 429), (59, 429), (1, 200), (1000, 200)):
+        gemini.clock.advance(seconds)
+        reply = raw.http.get("/v1/batches")
+        assert reply.status_code == status
+        if status == 429:
+            kinds = {one["@type"].rsplit(".", 1)[1]: one for one in reply.json()["error"]["details"]}
+            assert kinds["QuotaFailure"]["violations"][0]["quotaMetric"].endswith("/batch_requests")
+            assert kinds["RetryInfo"]["retryDelay"] == "5s"
+
+
 def test_an_error_may_be_a_page_of_html_or_any_text(gemini, raw, client):
     gemini.faults = Faults(
         http_errors={"get": [{"status": 502, "html": True, "times": 1}, {"status": 500, "body": "oops", "times": 1}]}

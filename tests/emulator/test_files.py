@@ -246,3 +246,55 @@ def test_a_broken_chunk_is_kept_as_far_as_it_came(gemini, raw):
             break
     rest = (1 << 22) - received
     assert send(url, b"x" * rest, received).json()["file"]["sizeBytes"] == str(1 << 22)
+
+
+# Files that requests name
+
+
+def _asking(uri: str, key: str = "a") -> dict:
+    parts = [{"fileData": {"fileUri": uri, "mimeType": "image/png"}}, {"text": "What is this?"}]
+    return {"key": key, "request": {"contents": [{"role": "user", "parts": parts}]}}
+
+
+def test_a_row_may_name_an_uploaded_file_a_video_or_a_page(raw):
+    uri = raw.json("GET", raw.upload(b"x"))["uri"]
+    elsewhere = uri.replace("https://generativelanguage.googleapis.com", "http://127.0.0.1:8089")
+    uris = (uri, elsewhere, "https://www.youtube.com/watch?v=9hE5-98ZeCg", "https://example.com/files")
+    lines = raw.results(raw.create(*(_asking(uri, str(n)) for n, uri in enumerate(uris))))
+    assert ["response" in line for line in lines] == [True] * 4
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a.png", "a.png", "gs://bucket/a.png", ""])
+def test_a_row_that_names_what_the_service_cannot_open_fails_with_code_3(raw, uri):
+    (line,) = raw.results(raw.create(_asking(uri)))
+    assert line["error"]["code"] == 3
+
+
+def test_a_row_that_names_a_missing_or_expired_file_fails_with_code_7(raw, gemini):
+    name = raw.upload(b"x")
+    uri = raw.json("GET", name)["uri"]
+    gemini.clock.advance(49 * HOURS)
+    lines = raw.results(raw.create(_asking(uri, "expired"), _asking(f"{uri}0", "unknown")))
+    assert [line["error"]["code"] for line in lines] == [7, 7]
+    assert "may not exist" in lines[0]["error"]["message"]
+
+
+def test_a_row_that_names_a_file_still_processing_fails_with_code_9(emulate, connect):
+    gemini = emulate(processing_seconds=30, options=Options(processed_mime_types=("video/",)))
+    raw = connect(gemini)
+    headers = {"X-Goog-Upload-Protocol": "raw", "Content-Type": "video/mp4"}
+    video = raw.http.post("/upload/v1beta/files", headers=headers, content=b"x").json()["file"]
+    assert video["state"] == "PROCESSING"
+    (line,) = raw.results(raw.create(_asking(video["uri"])))  # the lines themselves are ready at once
+    assert line["error"]["code"] == 9
+    gemini.clock.advance(31)
+    assert "response" in raw.results(raw.create(_asking(video["uri"])))[0]
+
+
+def test_processing_may_fail_by_mime_type(raw, gemini):
+    gemini.faults = Faults(fail_files={"video/mp4"})
+    headers = {"X-Goog-Upload-Protocol": "raw", "Content-Type": "video/mp4"}
+    video = raw.http.post("/upload/v1beta/files", headers=headers, content=b"x").json()["file"]
+    assert (video["state"], video["error"]["code"]) == ("FAILED", 3)
+    (line,) = raw.results(raw.create(_asking(video["uri"])))
+    assert line["error"]["code"] == 9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from google.genai import errors
 
@@ -119,6 +121,26 @@ def test_a_hundred_jobs_may_be_under_way(emulate, connect, item):
     raw.create_inline(item("a"))
     assert gemini.jobs_created == 3
     assert Options().concurrent_jobs == 100
+
+
+@pytest.mark.parametrize("quota", [100, {"gemini-2.5-flash": 100, "gemini-2.5-pro": 5}], ids=["all", "by model"])
+@pytest.mark.parametrize("details", [False, True])
+def test_tokens_of_jobs_under_way_are_counted_by_model(emulate, connect, line, quota, details):
+    gemini = emulate(states=["RUNNING"], options=Options(enqueued_tokens=quota, quota_details=details))
+    raw = connect(gemini)
+    first = raw.create(line("a", "x" * 240))  # 60 tokens
+    file = raw.upload(json.dumps(line("b", "x" * 240)).encode())
+    refused = raw.post({"inputConfig": {"fileName": file}})
+    assert refused.status_code == 429
+    named = [one for one in refused.json()["error"]["details"] if one["@type"].endswith("QuotaFailure")]
+    assert bool(named) is details
+    if named:
+        (violation,) = named[0]["violations"]
+        assert violation["quotaDimensions"]["model"] == "gemini-2.5-flash"
+        assert violation["quotaValue"] == "100"
+    raw.json("POST", f"{first}:cancel")
+    assert raw.post({"inputConfig": {"fileName": file}}).status_code == 200
+    assert gemini.jobs_created == 2
 
 
 def test_a_forced_state_shows_at_once_with_its_error(emulate, connect, item, sdk):

@@ -98,12 +98,33 @@ def test_the_sdk_raises_what_the_file_check_says(client, raw):
         ('{"tools":[{"googleSearches":{}}]}', "no such field: 'googleSearches'"),
         ('{"toolConfig":{"functionCallingConfig":{"mode":"ANY","names":[]}}}', "no such field: 'names'"),
         ('{"content":{"parts":[]}}', "no such field: 'content'"),
+        (
+            '{"contents":[{"parts":[{"text":"a","fileData":{"fileUri":"x"}}]}]}',
+            "'fileData' has already been set (either directly or as part of a oneof)",
+        ),
+        ('{"tools":[{"googleSearch":{"excludeDomains":["a.com"]}}]}', "no such field: 'excludeDomains'"),
+        ('{"tools":[{"googleSearch":{"blockingConfidence":"X"}}]}', "no such field: 'blockingConfidence'"),
+        ('{"tools":[{"googleMaps":{"groundingTypes":{}}}]}', "no such field: 'groundingTypes'"),
+        (
+            '{"toolConfig":{"functionCallingConfig":{"streamFunctionCallArguments":true}}}',
+            "no such field: 'streamFunctionCallArguments'",
+        ),
+        ('{"contents":[{"parts":[{"functionCall":{"willContinue":true}}]}]}', "no such field: 'willContinue'"),
+        ('{"contents":[{"parts":[{"inlineData":{"data":"***"}}]}]}', 'invalid value for bytes: "***"'),
     ],
 )
 def test_a_field_at_the_wrong_level_or_of_the_wrong_type_is_refused(raw, request_json, wrong):
     message = refused(raw, '{"key":"a","request":' + request_json + "}")
     assert message.startswith("Error on line 1: invalid JSON, near column ")
     assert message.endswith(f": {wrong}")
+
+
+@pytest.mark.parametrize("data", ["", "aGk=", "aGk", "a+/-_", "aG\\nk=\\n"])
+def test_bytes_may_come_in_either_alphabet_without_padding_and_in_lines(raw, data):
+    name = raw.upload(
+        b'{"key":"a","request":{"contents":[{"parts":[{"inlineData":{"data":"' + data.encode() + b'"}}]}]}}'
+    )
+    assert raw.post({"inputConfig": {"fileName": name}}).status_code == 200
 
 
 @pytest.mark.parametrize(
