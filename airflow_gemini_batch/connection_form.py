@@ -15,6 +15,12 @@ FIELDS: dict[str, dict[str, Any]] = {
         "description": "Seconds; default 120. Also told to the service as its own deadline.",
         "schema": {"type": ["string", "null"]},
     },
+    "prices": {
+        "label": "Prices",
+        "description": 'JSON: batch prices in US dollars per million tokens, {"model": {"input": 0.15, "output": 1.25}}, '
+        "where those of the genai-prices package will not do.",
+        "schema": {"type": ["string", "null"]},
+    },
     "backend": {
         "label": "Backend",
         "description": "developer (default): the Gemini Developer API with an API key.",
@@ -30,6 +36,7 @@ UI_BEHAVIOUR: dict[str, Any] = {
         "host": "https://generativelanguage.googleapis.com",
         "api_version": "v1beta",
         "timeout": "120",
+        "prices": '{"gemini-2.5-flash": {"input": 0.15, "output": 1.25}}',
         "backend": "developer",
     },
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_gemini_batch.connection_form import FIELDS, UI_BEHAVIOUR
+from airflow_gemini_batch.settings import CONFIG
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -22,11 +23,30 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": [{"integration-name": "Gemini Batch API", "python-modules": ["airflow_gemini_batch.hooks.gemini"]}],
         "operators": [
-            {"integration-name": "Gemini Batch API", "python-modules": ["airflow_gemini_batch.operators.batch"]}
+            {
+                "integration-name": "Gemini Batch API",
+                "python-modules": [
+                    "airflow_gemini_batch.operators.batch",
+                    "airflow_gemini_batch.operators.embeddings",
+                    "airflow_gemini_batch.operators.estimate",
+                    "airflow_gemini_batch.operators.steps",
+                    "airflow_gemini_batch.operators.manage",
+                ],
+            }
         ],
+        "sensors": [{"integration-name": "Gemini Batch API", "python-modules": ["airflow_gemini_batch.sensors.batch"]}],
         "triggers": [
             {"integration-name": "Gemini Batch API", "python-modules": ["airflow_gemini_batch.triggers.batch"]}
         ],
+        "task-decorators": [
+            {"name": "gemini_batch", "class-name": "airflow_gemini_batch.decorators.batch.gemini_batch"}
+        ],
+        "extra-links": [
+            "airflow_gemini_batch.links.batch.GeminiJobLink",
+            "airflow_gemini_batch.links.batch.GeminiOutputLink",
+            "airflow_gemini_batch.links.batch.GeminiManifestLink",
+        ],
+        "config": CONFIG,
         "connection-types": [
             {
                 "hook-class-name": "airflow_gemini_batch.hooks.gemini.GeminiHook",

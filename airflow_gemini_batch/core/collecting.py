@@ -1,32 +1,44 @@
-"""A job that ended becomes a landed slot: results fetched to storage first, then parsed, then landed as one part."""
+"""A job that ended becomes a landed slot: its results are fetched to storage, parsed as they come, and landed as one part."""
 
 from __future__ import annotations
 
-import io
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import orjson
 
 from airflow_gemini_batch.core import storage
+from airflow_gemini_batch.core.ahead import release_reserves
+from airflow_gemini_batch.core.answers import Reject
 from airflow_gemini_batch.core.attempt import Attempt
+from airflow_gemini_batch.core.fetching import StartedOver, fetching
 from airflow_gemini_batch.core.jobs import Job, JobError, Phase
-from airflow_gemini_batch.core.landing import table_types, writing_part
-from airflow_gemini_batch.core.ledger import Landed, Submitted
+from airflow_gemini_batch.core.landing import writing_part
+from airflow_gemini_batch.core.ledger import Entry, Landed, Submitted
+from airflow_gemini_batch.core.media import unsendable
+from airflow_gemini_batch.core.media_files import saving
+from airflow_gemini_batch.core.names import wire_key
+from airflow_gemini_batch.core.pairing import Pairing, Plain
+from airflow_gemini_batch.core.plain_lines import COUNTS
 from airflow_gemini_batch.core.plan import Shard
-from airflow_gemini_batch.core.results import PASSING_CODES, Answers, Oddities, Reject, Result, Status, join
+from airflow_gemini_batch.core.prices import Prices
+from airflow_gemini_batch.core.reading import Reader
+from airflow_gemini_batch.core.results import PASSING_CODES, Result, Status
 from airflow_gemini_batch.core.shards import read_rows_file
-from airflow_gemini_batch.core.usage import Usage
-from airflow_gemini_batch.exceptions import DownloadBroken, RequestRefused, ResultsLost, ServiceError
+from airflow_gemini_batch.core.usage import Tally, Usage
+from airflow_gemini_batch.exceptions import DownloadBroken, ResultsLost, ServiceError
 
 log = logging.getLogger("airflow_gemini_batch")
 
-SHORT_TRIES = 3
-"""Downloads of a file that holds fewer lines than the job says it answered, before that is taken for the truth."""
+MEDIA_GONE_CODES = frozenset({7, 9})
+"""
+gRPC codes of a row that names an upload which has expired or was deleted (PERMISSION_DENIED: the service does not say "not
+found") or is not ready (FAILED_PRECONDITION). The next round uploads it anew.
+"""
 
 REJECTED_CHARS = 10_000
 
@@ -36,19 +48,35 @@ class Ending:
     """
     How a slot's job ended.
 
-    :param state: a job state, or ``GONE``, ``TIMED_OUT``, ``NOTHING_SENT``.
+    :param state: a job state, or ``GONE``, ``TIMED_OUT``, ``STUCK``, ``NOTHING_SENT``, ``OVER_BUDGET``, ``CANARY_FAILED``,
+        ``CANARY_UNANSWERED``.
     :param results: the result file, if there is one: also cancelled and expired jobs may have part of one.
+    :param at: Unix time of the job's end, if the service said it.
+    :param detail: how the job stood when it was given up; why nothing was sent.
+    :param lost: nobody will know what it used.
     """
 
     state: str
     results: str | None = None
     answered: int = 0
     error: JobError | None = None
+    at: float | None = None
+    detail: str = ""
+    lost: bool = False
 
     @classmethod
-    def of(cls, job: Job, *, timed_out: bool = False) -> Ending:
-        state = "TIMED_OUT" if timed_out and job.phase is not Phase.SUCCEEDED else job.state
-        return cls(state, job.results, job.counts.done, job.error)
+    def of(cls, job: Job, entry: Entry | None = None) -> Ending:
+        """:param entry: of its slot; a job that was cancelled for having taken too long ended because of that."""
+        given_up = entry is not None and entry.cancelled_at is not None and job.phase is not Phase.SUCCEEDED
+        at = job.ended_at.timestamp() if job.ended_at else None
+        if given_up and entry is not None:
+            return cls(entry.cancelled_as, job.results, job.counts.done, job.error, at, entry.cancel_detail)
+        return cls(job.state, job.results, job.counts.done, job.error, at)
+
+    @classmethod
+    def again(cls, landed: Landed) -> Ending:
+        """As it was when the slot was landed before."""
+        return cls(landed.state, error=landed.job_error, at=landed.ended_at, detail=landed.detail, lost=landed.lost)
 
     @property
     def well(self) -> bool:
@@ -60,47 +88,87 @@ class Ending:
         """Its rows may be sent again without being asked for: nobody stopped it, and its error may pass."""
         if self.state == "FAILED":
             return self.error is None or self.error.code is None or self.error.code in PASSING_CODES
-        return self.state in ("EXPIRED", "TIMED_OUT")
+        return self.state in ("EXPIRED", "TIMED_OUT", "STUCK", "CANARY_UNANSWERED")
 
-    def explain(self, job: str) -> str:
+    def explain(self, job: str | None) -> str:
+        if job is None:
+            return f"not sent: {self.detail}"
         reason = f": {self.error.message}" if self.error and self.error.message else ""
         return f"job {job} ended as {self.state}{reason}"
 
 
-def land(attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: Ending) -> Landed:
+def land(
+    attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: Ending, taken: Collection[str] = frozenset()
+) -> Landed:
     """
     Land one slot and record it. Safe to repeat: the same results give the same files.
 
+    :param taken: keys, as sent, that a later round took: they are not settled here, whatever the settings say by now.
     :raises ServiceError: the results could not be fetched.
     """
-    if submitted:
-        _fetch(attempt, shard, submitted.job, ending)
-    attempt.check_current()
+    for _ in range(2):
+        with suppress(StartedOver):  # then the results are on storage now
+            return _land(attempt, shard, submitted, ending, taken)
+    raise DownloadBroken(f"The results of {shard.slot} were others each time they were fetched.")
+
+
+def _land(
+    attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: Ending, taken: Collection[str]
+) -> Landed:
+    release_reserves()  # of the shard before this one
+    left_out = unsendable(attempt, shard)
     policy, work = attempt.run.policy, attempt.work
     part_path = attempt.run.output.part(shard.slot, policy.file_format)
-    types = table_types(attempt.plan.keep_types, include_raw=policy.include_raw)
     counts: Counter[str] = Counter()
     auto = other = 0
-    usage = Usage()
     job = submitted.job if submitted else None
+    model = submitted.model if submitted else attempt.plan.model
+    ended_at = ending.at or attempt.now()
+    prices = attempt.prices(model, ended_at)
+    tally = Tally(prices.price)
     with (
-        _answers(attempt, shard) as answers,
         storage.writing(work.unsettled(shard.slot), keep_empty=False) as unsettled,
-        writing_part(part_path, types, policy.file_format, include_raw=policy.include_raw) as part,
+        storage.writing(work.failed(shard.slot), keep_empty=False) as failed,
+        writing_part(part_path, attempt.table, policy.file_format) as part,
+        _pairing(attempt, shard, submitted, ending, left_out) as pairing,
     ):
-        for row, result in join(read_rows_file(shard.rows_in(work)), answers, include_raw=policy.include_raw):
+
+        def add(row: Mapping[str, Any], result: Result) -> None:
+            nonlocal auto, other
             if result.usage is not None:
-                usage = usage + result.usage
-            result, settled, passing = _judge_row(result, ending, job)
+                tally.add(result.usage)
+            elif "unsent" not in row and result.status not in (Status.ERROR, Status.MISSING):
+                tally.add_many(Usage(), None)  # an answer that does not say what it used
+            result, settled, passing = _judge_row(row, result, ending, job, redo=policy.redo)
+            settled = settled and wire_key(row) not in taken
+            # A row that was left out may have an answer all the same: another attempt sent it.
+            unsent = "unsent" in row or (row["key"] in left_out and result.error_message == left_out[row["key"]])
+            result, origin = _better(row, result, Origin(None if unsent else job, shard.slot.round))
             if settled:
-                part.add(
-                    result, row.get("keep", {}), job=job if "unsent" not in row else None, round_number=shard.slot.round
-                )
+                part.add(result, row.get("keep", {}), job=origin.job, round_number=origin.round)
                 counts[result.status.value] += 1
+                if result.status is not Status.OK and "unsent" not in row:
+                    failed.write(_failed_line(row, result))
             else:
-                unsettled.write(_unsettled_line(row, result, job, passing=passing))
+                unsettled.write(_unsettled_line(row, result, origin, passing=passing))
                 auto, other = auto + passing, other + (not passing)
-        oddities = answers.finish() if answers else Oddities()
+
+        if policy.file_format == "parquet" and attempt.table.takes_plain and not taken:
+            for plain in pairing.plainly():
+                columns = attempt.table.columns(plain.rows, plain.lines, job=job, round_number=shard.slot.round)
+                _count_plain(tally, prices, plain)
+                if plain.rows:
+                    counts[Status.OK.value] += len(plain.rows)
+                start = 0
+                for place, row, result in plain.others:
+                    part.add_columns(columns.slice(start, place - start))
+                    add(row, result)
+                    start = place
+                part.add_columns(columns.slice(start))
+        for row, result in pairing.one_by_one():
+            add(row, result)
+        oddities = pairing.oddities
+        attempt.check_current()  # after what takes minutes, and before anything appears
     landed = Landed(
         part=part_path.name if counts else None,
         format=policy.file_format,
@@ -108,32 +176,125 @@ def land(attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: En
         counts=dict(counts),
         unsettled_auto=auto,
         unsettled_other=other,
-        usage=usage,
+        usage=tally.sum().usage,
         oddities=oddities,
         job_error=ending.error,
+        pico_usd=tally.sum().pico_usd,
+        ended_at=ended_at,
+        detail=ending.detail,
+        lost=ending.lost,
+        columns=list(attempt.table.kinds),
     )
     if not counts:
         storage.remove(part_path)
     if not auto + other:
         storage.remove(work.unsettled(shard.slot))
+    if counts.total() == counts[Status.OK.value]:
+        storage.remove(work.failed(shard.slot))
     attempt.ledger.landed(shard.slot, landed)
     _report(shard, landed, job)
     return landed
 
 
-def _judge_row(result: Result, ending: Ending, job: str | None) -> tuple[Result, bool, bool]:
+def _count_plain(tally: Tally, prices: Prices, plain: Plain) -> None:
+    """Add the tokens and the cost of plain answers: together, unless one of them is so large that it has another price."""
+    if plain.rows and plain.lines["prompt_tokens"].null_count:
+        tally.add_many(plain.usage, None)
+        return
+    if plain.usage == Usage():
+        return
+    counts = [plain.lines[name].to_pylist() for name in ("prompt_tokens", "tool_tokens")]
+    largest = max((prompt or 0) + (tool or 0) for prompt, tool in zip(*counts, strict=True))
+    together = prices.price_many(plain.usage, largest)
+    if together is not False:
+        tally.add_many(plain.usage, together)
+        return
+    columns = (plain.lines[name].to_pylist() for name in COUNTS)
+    for prompt, output, thoughts, cached, tool in zip(*columns, strict=True):
+        tally.add(Usage(prompt or 0, output or 0, thoughts or 0, cached or 0, tool or 0))
+
+
+def land_again(
+    attempt: Attempt, shard: Shard, entry: Entry, landed: Landed, taken: Collection[str] = frozenset()
+) -> Landed:
+    """Land a slot from its raw results on storage; should they have been removed, from those at the service."""
+    submitted = entry.submitted
+    if submitted is None or attempt.work.results(shard.slot).exists():
+        return land(attempt, shard, submitted, Ending.again(landed), taken)
+    if landed.part is None:
+        # No row was settled by this job, and each has gone its own way since: a result that came late changes nothing.
+        return landed
+    seen = attempt.client.look(submitted.job)
+    if isinstance(seen, Job) and seen.results:
+        return land(attempt, shard, submitted, Ending.of(seen, entry), taken)
+    if landed.format != attempt.run.policy.file_format or not (attempt.run.output.path / landed.part).exists():
+        raise ResultsLost(
+            f"{shard.slot} cannot be landed again: its raw results are neither on storage nor at the service any more. Clear "
+            'the task with reuse="never" to ask, and pay, anew.'
+        )
+    return landed
+
+
+@contextmanager
+def _reader(attempt: Attempt) -> Iterator[Reader]:
+    """How this run's answers are read. At the end of the block all their media are written."""
+    policy, table = attempt.run.policy, attempt.table
+    dimensions = attempt.plan.spec.get("template", {}).get("outputDimensionality")
+    reader = Reader(table.embeddings, dimensions, table.schema, policy.include, policy.include_raw)
+    if not table.media:
+        yield reader
+        return
+    with saving(attempt.run.output.media) as media:
+        yield replace(reader, media=media)
+
+
+def _judge_row(
+    row: Mapping[str, Any], result: Result, ending: Ending, job: str | None, *, redo: Collection[str]
+) -> tuple[Result, bool, bool]:
     """Return the result with its final words, whether it is settled, and if not, whether it may pass by itself."""
+    if "unsent" in row:
+        return result, True, False
     if result.status is Status.MISSING and not ending.well:
         code = ending.error.code if ending.error else None
-        explained = replace(result, status=Status.ERROR, error_code=code, error_message=ending.explain(str(job)))
+        explained = replace(result, status=Status.ERROR, error_code=code, error_message=ending.explain(job))
         return explained, False, ending.passing
     # Rows of a job that somebody stopped may say CANCELLED each; that passes no more by itself than the job's end.
-    return result, not result.passing, result.passing and (ending.well or ending.passing)
+    gone = "media" in row and result.error_code in MEDIA_GONE_CODES
+    again = result.passing or gone or result.status.value in redo
+    return result, not again, again and (ending.well or ending.passing)
 
 
-def _unsettled_line(row: Mapping[str, Any], result: Result, job: str | None, *, passing: bool) -> bytes:
-    body = {"row": row, "result": result.to_dict(), "job": job, "auto": passing}
+@dataclass(frozen=True)
+class Origin:
+    """Where a row's result comes from."""
+
+    job: str | None
+    round: int
+
+
+def _better(row: Mapping[str, Any], result: Result, origin: Origin) -> tuple[Result, Origin]:
+    """
+    Keep what an earlier round brought where this one brought less: a text (truncated, or not what the schema asks for)
+    counts for more than none, and any reason for more than that nothing was sent.
+    """
+    if (before := row.get("earlier")) is None or result.text:
+        return result, origin
+    earlier = Result.from_dict(before["result"])
+    if not earlier.text and origin.job is not None:
+        return result, origin
+    again = f"asked again in round {origin.round}: {result.status}, {result.error_message or 'no text'}"
+    said = f"{earlier.error_message}; {again}" if earlier.error_message else again
+    return replace(earlier, error_message=said), Origin(before["job"], before["round"])
+
+
+def _unsettled_line(row: Mapping[str, Any], result: Result, origin: Origin, *, passing: bool) -> bytes:
+    told = {name: value for name, value in row.items() if name != "earlier"}
+    body = {"row": told, "result": result.to_dict(), "job": origin.job, "round": origin.round, "auto": passing}
     return orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _failed_line(row: Mapping[str, Any], result: Result) -> bytes:
+    return orjson.dumps({"key": wire_key(row), "result": result.to_dict()}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _report(shard: Shard, landed: Landed, job: str | None) -> None:
@@ -149,78 +310,56 @@ def _report(shard: Shard, landed: Landed, job: str | None) -> None:
         )  # fmt: skip
 
 
-def _fetch(attempt: Attempt, shard: Shard, job: str, ending: Ending) -> None:
+@contextmanager
+def _pairing(
+    attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: Ending, left_out: Mapping[str, str]
+) -> Iterator[Pairing]:
     """
-    Bring the raw results to storage, whole, before anything is parsed. What is there already is not fetched again.
-
-    :raises ResultsLost: the service does not give them out any more.
-    :raises DownloadBroken: they could not be had this time.
+    Rows and answers of one slot. At the end of the block the raw results are on storage, and all media of answers written.
     """
-    path = attempt.work.results(shard.slot)
-    if path.exists():
-        return
-    if ending.results is None:
-        if ending.well:
-            # Its answers exist and are paid for; sending the rows again because of this would pay twice.
-            raise DownloadBroken(f"{job} ended as {ending.state}, but names no result file.")
-        return
-    # Every request of a job that succeeded should have its line; the counts alone are not always told.
-    due = max(ending.answered, shard.requests if ending.well else 0)
-    for tried in range(1, SHORT_TRIES + 1):
-        with storage.writing(path, keep_empty=False) as f:
-            size = _download(attempt, job, ending.results, f)
-            lines, whole = _count_lines(f)
-            # A last line that is broken, but the last one due, is a corrupt line like any other and no torn file.
-            if (whole and lines >= due) or (tried == SHORT_TRIES and (whole or lines >= due)):
-                f.seek(0, io.SEEK_END)
-                log.info("Fetched %s: %s lines, %s bytes", ending.results, lines, size)
-                return
-            log.warning(
-                "%s has %s lines%s, but %s are due; fetching it again",
-                ending.results, lines, "" if whole else " and ends in the middle of one", due,
-            )  # fmt: skip
-            f.seek(0)
-            f.truncate()  # an empty file does not appear
-        attempt.services.sleep(1.0)
-    raise DownloadBroken(f"{ending.results} of {job} ended in the middle of a line {SHORT_TRIES} times.")
+    with ExitStack() as stack:
+        results = _results(attempt, shard, submitted, ending, sent=shard.requests - len(left_out))
+        file = stack.enter_context(results)
+        aside = stack.enter_context(storage.writing(attempt.work.rejected(shard.slot), keep_empty=False))
+        reader = stack.enter_context(_reader(attempt))
+        rows_file = shard.rows_in(attempt.work)
+        yield Pairing(file, lambda: read_rows_file(rows_file), reader, left_out, _writing_aside(aside))
 
 
-def _download(attempt: Attempt, job: str, name: str, to: BinaryIO) -> int:
-    try:
-        return attempt.client.download(name, to)
-    except RequestRefused as e:
-        raise ResultsLost(
-            f"The results of {job} ({name}) cannot be had any more: {e}. The service keeps results for some weeks and gives "
-            'them to their own project only. Clear the task with reuse="never" to ask, and pay, anew.'
-        ) from e
+def bring(attempt: Attempt, shard: Shard, submitted: Submitted, ending: Ending) -> None:
+    """
+    Bring a slot's raw results to storage, without landing them.
 
-
-def _count_lines(f: BinaryIO) -> tuple[int, bool]:
-    """Lines with content, a torn last one included, and whether the last one is whole (it need not end with a newline)."""
-    f.seek(0)
-    lines, last = 0, b""
-    for line in f:
-        if line.strip():
-            lines += 1
-            last = line
-    if not last or last.endswith(b"\n"):
-        return lines, True
-    try:
-        orjson.loads(last)
-    except orjson.JSONDecodeError:
-        return lines, False
-    return lines, True
+    :raises ServiceError: they could not be fetched.
+    """
+    with suppress(StartedOver), _results(attempt, shard, submitted, ending, sent=0) as file:
+        while file is not None and file.read(storage.COPY_BYTES):
+            pass
 
 
 @contextmanager
-def _answers(attempt: Attempt, shard: Shard) -> Iterator[Answers | None]:
+def _results(
+    attempt: Attempt, shard: Shard, submitted: Submitted | None, ending: Ending, *, sent: int
+) -> Iterator[BinaryIO | None]:
+    """
+    Give a slot's raw results, None if there are none. What is on storage already is not fetched again.
+
+    :param sent: how many requests of the shard were sent.
+    """
     path = attempt.work.results(shard.slot)
-    if not path.exists():
+    if path.exists():
+        with storage.local_copy(path) as file:
+            yield file
+    elif submitted is None or (ending.results is None and not ending.well):
         yield None
-        return
-    keys = (row["key"] for row in read_rows_file(shard.rows_in(attempt.work)) if "unsent" not in row)
-    with storage.local_copy(path) as f, storage.writing(attempt.work.rejected(shard.slot), keep_empty=False) as aside:
-        yield Answers(f, keys, _writing_aside(aside))
+    elif ending.results is None:
+        # Its answers exist and are paid for; sending the rows again because of this would pay twice.
+        raise DownloadBroken(f"{submitted.job} ended as {ending.state}, but names no result file.")
+    else:
+        # Every request of a job that succeeded should have its line; the counts alone are not always told.
+        due = max(ending.answered, sent if ending.well else 0)
+        with fetching(attempt, path, job=submitted.job, name=ending.results, due=due) as file:
+            yield file
 
 
 def _writing_aside(file: BinaryIO) -> Reject:
@@ -231,18 +370,23 @@ def _writing_aside(file: BinaryIO) -> Reject:
     return reject
 
 
-def delete_remote(attempt: Attempt, submitted: Submitted, ending: Ending) -> None:
-    """Remove at the service what is no longer needed, as ``delete_remote`` says. A refusal is told and tolerated."""
-    policy = attempt.run.policy.delete_remote
-    if policy == "never":
-        return
-    wanted = [submitted.file] if submitted.file else []
-    if policy == "all":
-        wanted += [ending.results] if ending.results else []
+def delete_input(attempt: Attempt, submitted: Submitted) -> None:
+    """Remove the request file of a job that has ended, unless ``delete_remote`` says no."""
+    if submitted.file and attempt.run.policy.delete_remote != "never":
+        _delete(attempt.client.delete_file, submitted.file, submitted)
+
+
+def delete_job(attempt: Attempt, submitted: Submitted, ending: Ending) -> None:
+    """Remove a job that is landed, and its results, if ``delete_remote`` says so."""
+    if attempt.run.policy.delete_remote == "all":
+        if ending.results:
+            _delete(attempt.client.delete_file, ending.results, submitted)
+        _delete(attempt.client.delete_job, submitted.job, submitted)
+
+
+def _delete(delete: Callable[[str], object], name: str, submitted: Submitted) -> None:
+    """A refusal is told and tolerated."""
     try:
-        for name in wanted:
-            attempt.client.delete_file(name)
-        if policy == "all":
-            attempt.client.delete_job(submitted.job)
+        delete(name)
     except ServiceError as e:
-        log.info("Not everything of %s could be deleted at the service: %s", submitted.job, e)
+        log.info("%s of %s could not be deleted at the service: %s", name, submitted.job, e)

@@ -8,39 +8,34 @@ attempt is not repaired: the next one simply advances.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from airflow_gemini_batch.core import prices, storage
-from airflow_gemini_batch.core.attempt import Attempt, Run, Services, log, utc
-from airflow_gemini_batch.core.collecting import Ending, delete_remote, land
-from airflow_gemini_batch.core.jobs import Gone, Job, Refused
-from airflow_gemini_batch.core.landing import FORMATS, table_types, writing_part
-from airflow_gemini_batch.core.ledger import Entry, Landed, Submitted
+from airflow_gemini_batch.core import storage
+from airflow_gemini_batch.core.attempt import Attempt, Run, Services, log
+from airflow_gemini_batch.core.collecting import Ending, delete_input, delete_job, land, land_again
+from airflow_gemini_batch.core.finishing import finish
+from airflow_gemini_batch.core.gates import Gate, Never
+from airflow_gemini_batch.core.jobs import Counts, Gone, Job, Refused, Seen
+from airflow_gemini_batch.core.ledger import Entry, Submitted
 from airflow_gemini_batch.core.manifest import Manifest
-from airflow_gemini_batch.core.plan import Plan, Round, Shard
-from airflow_gemini_batch.core.planning import find_or_make_plan, finished, leftovers, open_round, retire_older_plans
+from airflow_gemini_batch.core.patience import Patience
+from airflow_gemini_batch.core.plan import Plan, Round, Shard, shards_of
+from airflow_gemini_batch.core.planning import find_or_make_plan, finished, retire_older_plans
+from airflow_gemini_batch.core.prices import Prices
 from airflow_gemini_batch.core.rest import Cancel
-from airflow_gemini_batch.core.results import Oddities, Result, Status
+from airflow_gemini_batch.core.room import JobRoom
+from airflow_gemini_batch.core.rounds import Leftovers, open_round
 from airflow_gemini_batch.core.submitting import look_for_twins, submit
-from airflow_gemini_batch.core.usage import Usage
-from airflow_gemini_batch.core.waiting import Outcome, Wait
+from airflow_gemini_batch.core.waiting import Outcome, Wait, age, describe
 from airflow_gemini_batch.exceptions import (
     CredentialsRefused,
-    JobCancelled,
-    JobExpired,
-    JobFailed,
-    JobGone,
     JobStillRunning,
-    JobTimedOut,
+    MediaUnreadable,
     QuotaExceeded,
-    ResultsLost,
-    RunFailed,
     ServiceUnreachable,
-    TooManyFailedRows,
 )
 
 CANCEL_TAKES = 600.0
@@ -50,15 +45,20 @@ CANCEL_TAKES = 600.0
 AT_ONCE = 8
 """Cancels sent at a time when a task is killed."""
 
-CANCEL_AGAIN = 60.0
-"""Seconds between two tries to cancel a job, when the service does not take the first."""
+LOOK_AGAIN = 60.0
+"""Seconds until another look at a job that is due but could not be seen, or cancelled."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing can be done before one of these jobs is worth another look."""
+    """
+    Nothing can be done before one of these jobs is worth another look, or a quota another try.
+
+    :param not_before: Unix time to come back at although no job ended. Only then there may be no jobs at all.
+    """
 
     waits: tuple[Wait, ...]
+    not_before: float | None = None
 
 
 def advance(
@@ -69,19 +69,29 @@ def advance(
 
     :param outcomes: what the wait before this call found out.
     :param starting: True for the first call of an attempt, when somebody (or Airflow's retries) asked for the task again.
+    :raises QuotaExceeded: nothing but refusals for want of a quota came for ``quota_timeout`` seconds, and no job runs.
     :raises GeminiBatchError: the run cannot go on, or is over and landed but failed; see ``exceptions``.
     """
-    plan = find_or_make_plan(run, services, starting=starting)
-    attempt = Attempt(run, plan, services)
-    retire_older_plans(attempt)
-    again = _start_again(attempt) if starting else False
-    while True:
-        rounds = Round.load_all(attempt.work)
-        waits = _work_through(attempt, rounds[-1], tuple(outcomes))
-        if waits:
-            return Waiting(waits)
-        if _open_next(attempt, rounds, starting=starting and not again) is None:
-            return _finish(attempt, rounds)
+    patience = Patience(run, services, starting=starting)
+    waits: tuple[Wait, ...] = ()
+    # Reading the prices takes 50 MB for a moment: now, and not when a shard is in memory.
+    Prices(run.spec.model, datetime.fromtimestamp(services.clock(), UTC))
+    try:
+        plan = find_or_make_plan(run, services, starting=starting)
+        attempt = Attempt(run, plan, services)
+        retire_older_plans(attempt)
+        again = _start_again(attempt) if starting else False
+        while True:
+            rounds = Round.load_all(attempt.work)
+            waits = _work_through(attempt, patience, rounds, tuple(outcomes))
+            if waits or patience.tried:
+                break
+            if _open_next(attempt, rounds, starting=starting and not again) is None:
+                patience.forget()  # from here on the service is not asked for anything that has a quota
+                return finish(attempt, rounds)
+    except QuotaExceeded as e:
+        patience.refused(e)
+    return Waiting(waits, patience.settle(running=bool(waits)))
 
 
 def _start_again(attempt: Attempt) -> bool:
@@ -93,47 +103,65 @@ def _start_again(attempt: Attempt) -> bool:
     if manifest is None:
         return False
     rounds = Round.load_all(attempt.work)
-    if manifest.failure is not None:
-        last = len(rounds) + attempt.run.policy.max_rounds - 1
-        if open_round(attempt, rounds, took="all", last=last) is not None:
-            log.info("The run had failed; only its unsettled rows are sent again")
-            storage.remove(attempt.run.output.manifest)
-            return True
+    if _sends_the_rest(attempt, manifest, rounds):
+        return True
     log.info("The run is finished; it is landed again from what is there, nothing is sent")
-    for shard in _shards(rounds):
+    leftovers = Leftovers(attempt.work, rounds)
+    for shard in shards_of(rounds):
         entry = attempt.ledger.read(shard.slot)
         if entry.landed:
-            _land_again(attempt, shard, entry, entry.landed)
+            land_again(attempt, shard, entry, entry.landed, leftovers.taken_after(shard.slot.round))
+    _sends_the_rest(attempt, manifest, rounds)  # by today's ``redo`` there may be some, where there were none
     return True
 
 
-def _land_again(attempt: Attempt, shard: Shard, entry: Entry, landed: Landed) -> Landed:
-    """Land a slot from its raw results on storage; should they have been removed, from those at the service."""
-    submitted = entry.submitted
-    if submitted is None or attempt.work.results(shard.slot).exists():
-        return land(attempt, shard, submitted, Ending(landed.state, error=landed.job_error))
-    if landed.part is None:
-        # No row was settled by this job, and each has gone its own way since: a result that came late changes nothing.
-        return landed
-    seen = attempt.client.look(submitted.job)
-    if isinstance(seen, Job) and seen.results:
-        return land(attempt, shard, submitted, Ending.of(seen))
-    if landed.format != attempt.run.policy.file_format or not (attempt.run.output.path / landed.part).exists():
-        raise ResultsLost(
-            f"{shard.slot} cannot be landed again: its raw results are neither on storage nor at the service any more. Clear "
-            'the task with reuse="never" to ask, and pay, anew.'
-        )
-    return landed
+def _sends_the_rest(attempt: Attempt, manifest: Manifest, rounds: list[Round]) -> bool:
+    """Send the unsettled rows of a run that failed, or whose budget left some out and is larger now. False: none."""
+    policy = attempt.run.policy
+    larger = manifest.budget is not None and (policy.budget is None or policy.budget.allows_more_than(manifest.budget))
+    if manifest.failure is None and not (larger and _over_budget(attempt, rounds)):
+        return False
+    last = len(rounds) + policy.max_rounds - 1
+    if open_round(attempt, rounds, took="all", last=last) is None:
+        return False
+    log.info("The run had %s; only its unsettled rows are sent", "failed" if manifest.failure else "left rows out")
+    storage.remove(attempt.run.output.manifest)
+    return True
 
 
-def _work_through(attempt: Attempt, current: Round, outcomes: tuple[Outcome, ...]) -> tuple[Wait, ...]:
-    """Land what has ended, submit what may be submitted; return what runs."""
-    entries = {shard: attempt.ledger.read(shard.slot) for shard in current.shards}
+def _over_budget(attempt: Attempt, rounds: list[Round]) -> bool:
+    landed = (attempt.ledger.read(shard.slot).landed for shard in shards_of(rounds))
+    return any(one is not None and one.state == "OVER_BUDGET" for one in landed)
+
+
+def _work_through(
+    attempt: Attempt, patience: Patience, rounds: list[Round], outcomes: tuple[Outcome, ...]
+) -> tuple[Wait, ...]:
+    """
+    Land what has ended of the newest round, submit what may be submitted; return what runs. Refusals by a quota are left to
+    ``patience``.
+    """
+    entries = {shard: attempt.ledger.read(shard.slot) for shard in rounds[-1].shards}
     waits: list[Wait] = []
+    running: dict[str, Shard] = {}
+    left_running: list[JobStillRunning] = []
     for shard, entry in entries.items():
-        if entry.submitted and not entry.landed and (wait := _attend(attempt, shard, entry, outcomes)):
-            waits.append(wait)
+        if entry.submitted and not entry.landed:
+            try:
+                wait = _attend(attempt, patience, shard, entry, outcomes)
+            except QuotaExceeded as e:  # these results cannot be fetched for now; other jobs are seen to all the same
+                patience.refused(e)
+                continue
+            except JobStillRunning as e:  # first comes what has ended
+                left_running.append(e)
+                continue
+            if wait:
+                waits.append(wait)
+                running[wait.job] = shard
+    if left_running:
+        raise _all_of(left_running, tuple(running))
     touched = [shard for shard, entry in entries.items() if entry.submitted and not entry.landed]
+    room, gate, created = JobRoom(attempt, running), Gate(attempt, rounds), False
     try:
         for shard, entry in entries.items():
             if entry.submitted or entry.landed:
@@ -141,39 +169,98 @@ def _work_through(attempt: Attempt, current: Round, outcomes: tuple[Outcome, ...
             if not shard.requests:
                 land(attempt, shard, None, Ending("NOTHING_SENT"))
                 continue
-            if len(waits) >= attempt.run.policy.limits.active_jobs:
+            if entry.doubtful is None and (held := gate.holds(shard)) is not None:
+                if not isinstance(held, Never):
+                    break
+                log.warning("%s is not sent: %s", shard.slot, held.ending.detail)
+                land(attempt, shard, None, held.ending)
+                continue
+            if patience.holds("sending") or not room.is_there_for(shard, entry):
                 break
             submitted = submit(attempt, shard, entry)
+            if submitted is None:
+                land(attempt, shard, None, Ending("NOTHING_SENT"))
+                continue
+            created = True
+            patience.progressed()
+            room.took(shard, submitted.job)  # into ``running``
+            gate.took(shard)
             touched.append(shard)
-            waits.append(Wait(submitted.job, submitted.created_at + attempt.run.policy.timeout))
-    except (QuotaExceeded, ServiceUnreachable) as e:
-        # While jobs run there is something to wait for, and a place becomes free when one ends.
-        if not waits:
+            waits.append(Wait(submitted.job, _due(attempt, submitted, None)[0]))
+    except QuotaExceeded as e:
+        patience.refused(e)
+    except (ServiceUnreachable, MediaUnreadable) as e:
+        # While jobs run there is something to wait for.
+        if not waits and not patience.tried:
             raise
         log.warning("No further job could be submitted for now: %s", e)
     if touched:
-        look_for_twins(attempt, touched)
+        look_for_twins(attempt, touched, None if created else room.listed)
     return tuple(waits)
 
 
-def _attend(attempt: Attempt, shard: Shard, entry: Entry, outcomes: tuple[Outcome, ...]) -> Wait | None:
-    """Look at one running job: land it if it ended, see to its deadline, or return what to wait for."""
+def _all_of(errors: list[JobStillRunning], others: tuple[str, ...]) -> JobStillRunning:
+    """
+    One error for all jobs that are left running.
+
+    :param others: jobs with time left, which nobody watches after this.
+    """
+    first = errors[0]
+    jobs = (*(job for one in errors for job in one.jobs), *others)
+    counts = {name: sum(one.counts[name] for one in errors) for name in first.counts}
+    more = f" {len(jobs) - 1} more of this run's jobs run on too." if len(jobs) > 1 else ""
+    return JobStillRunning(f"{first}{more}", jobs=jobs, counts=counts, manifest=first.manifest)
+
+
+WAITING_STATES = frozenset({"PENDING", "QUEUED"})
+
+
+def _due(attempt: Attempt, submitted: Submitted, seen: Seen | None) -> tuple[float, str]:
+    """
+    When a job, as it was seen, has taken too long, and what that is called: after ``pending_timeout`` while it is pending,
+    after ``timeout``, or when its media are gone and its rows can only fail.
+
+    :param seen: None, or no ``Job``: nothing is known of it, so it may be pending.
+    """
+    timed_out = submitted.created_at + attempt.run.policy.timeout
+    if submitted.media_until is not None:
+        timed_out = min(timed_out, submitted.media_until)
+    pending = attempt.run.policy.pending_timeout
+    if pending is None or submitted.created_at + pending >= timed_out:
+        return timed_out, "TIMED_OUT"
+    stuck = submitted.created_at + pending
+    if isinstance(seen, Job):
+        return (stuck, "STUCK") if seen.state in WAITING_STATES else (timed_out, "TIMED_OUT")
+    # Nothing is cancelled for being pending unless it was seen to be.
+    now = attempt.now()
+    return (stuck if now < stuck else min(now + LOOK_AGAIN, timed_out)), "TIMED_OUT"
+
+
+def _attend(
+    attempt: Attempt, patience: Patience, shard: Shard, entry: Entry, outcomes: tuple[Outcome, ...]
+) -> Wait | None:
+    """
+    Look at one running job: land it if it ended, see to its deadline, or return what to wait for.
+
+    :raises QuotaExceeded: it ended, and its results cannot be fetched for now; or it cannot be cancelled.
+    """
     submitted = entry.submitted
     assert submitted is not None
     told = {outcome.job: outcome.how for outcome in outcomes}.get(submitted.job)
-    timed_out = entry.cancelled_at is not None
-    deadline = (
-        entry.cancelled_at + CANCEL_TAKES if entry.cancelled_at else submitted.created_at + attempt.run.policy.timeout
-    )
-    wait = Wait(submitted.job, deadline)
     seen = attempt.client.look(submitted.job)
+    if isinstance(seen, Gone):
+        seen = attempt.client.confirm(seen)
+    deadline, state = _due(attempt, submitted, seen)
+    if entry.cancelled_at is not None:
+        deadline, state = entry.cancelled_at + CANCEL_TAKES, entry.cancelled_as
 
     if isinstance(seen, Job) and seen.phase.ended:
-        _close(attempt, shard, submitted, Ending.of(seen, timed_out=timed_out))
+        if not patience.holds("fetching"):
+            _close(attempt, patience, shard, submitted, Ending.of(seen, entry))
         return None
     past = attempt.now() >= deadline
     if isinstance(seen, Gone) and (told == "gone" or past):
-        _close(attempt, shard, submitted, Ending("GONE"))
+        _close(attempt, patience, shard, submitted, Ending("GONE", lost=True))
         return None
     if isinstance(seen, Refused) and (told == "refused" or past):
         raise CredentialsRefused(
@@ -181,32 +268,48 @@ def _attend(attempt: Attempt, shard: Shard, entry: Entry, outcomes: tuple[Outcom
             "job is adopted."
         )
     if not past:
-        return wait
-    if timed_out:
+        return Wait(submitted.job, deadline)
+    if entry.cancelled_at is not None:
         log.warning("%s was cancelled and did not end; it is given up and may still be billed", submitted.job)
-        _close(attempt, shard, submitted, Ending("TIMED_OUT"))
+        _close(attempt, patience, shard, submitted, Ending(state, detail=entry.cancel_detail, lost=True))
         return None
-    hours = attempt.run.policy.timeout / 3600
+    return _give_up(attempt, shard, submitted, seen, deadline, state)
+
+
+def _give_up(attempt: Attempt, shard: Shard, submitted: Submitted, seen: Seen, deadline: float, state: str) -> Wait:
+    """
+    Cancel a job that has taken too long; or leave it, if that is asked for.
+
+    :raises QuotaExceeded: the cancel has long been refused for want of a quota, which is waited for as any other.
+    """
+    standing = f"{describe(seen)}, {age(attempt.now() - submitted.created_at)} after its creation"
+    limit = "pending_timeout" if state == "STUCK" else "timeout"
     if attempt.run.policy.on_timeout == "leave":
+        counts = seen.counts if isinstance(seen, Job) else Counts()
         raise JobStillRunning(
-            f'{submitted.job} did not end within {hours:g} h and was left running (on_timeout="leave"); it may still be '
-            "billed. Clear the task with a longer timeout to wait on, or cancel the job."
+            f'{standing}: longer than {limit} allows. It was left running (on_timeout="leave") and may still be billed. '
+            f"Clear the task with a longer {limit} to wait on, or cancel the job.",
+            jobs=(submitted.job,),
+            counts={"succeeded": counts.succeeded, "failed": counts.failed, "total": counts.total},
+            manifest=str(attempt.run.output.manifest),
         )
     cancel = attempt.client.cancel(submitted.job)
     if cancel.accepted:
-        log.warning("Past its deadline of %g h, cancelled: %s", hours, cancel)
-        return Wait(submitted.job, attempt.ledger.cancelled(shard.slot) + CANCEL_TAKES)
+        log.warning("Longer than %s allows: %s. Cancelled: %s", limit, standing, cancel)
+        return Wait(submitted.job, attempt.ledger.cancelled(shard.slot, state, standing) + CANCEL_TAKES)
     if attempt.now() > deadline + CANCEL_TAKES:
-        raise ServiceUnreachable(
-            f"{submitted.job} is past its deadline of {hours:g} h and cannot be cancelled: {cancel}"
-        )
-    log.warning("Past its deadline of %g h, and could not be cancelled; tried again soon: %s", hours, cancel)
-    return Wait(submitted.job, attempt.now() + CANCEL_AGAIN)
+        if cancel.quota is not None:
+            raise cancel.quota
+        raise ServiceUnreachable(f"{standing}: longer than {limit} allows, and it cannot be cancelled: {cancel}")
+    log.warning("Longer than %s allows, and could not be cancelled; tried again soon: %s", limit, cancel)
+    return Wait(submitted.job, attempt.now() + LOOK_AGAIN)
 
 
-def _close(attempt: Attempt, shard: Shard, submitted: Submitted, ending: Ending) -> None:
+def _close(attempt: Attempt, patience: Patience, shard: Shard, submitted: Submitted, ending: Ending) -> None:
+    delete_input(attempt, submitted)  # before it counts as landed: who dies in between does it again
     land(attempt, shard, submitted, ending)
-    delete_remote(attempt, submitted, ending)
+    patience.progressed()
+    delete_job(attempt, submitted, ending)
 
 
 def _open_next(attempt: Attempt, rounds: list[Round], *, starting: bool) -> Round | None:
@@ -215,6 +318,9 @@ def _open_next(attempt: Attempt, rounds: list[Round], *, starting: bool) -> Roun
     had stopped their job, because whoever asked for the task again asked for those rows.
     """
     current = rounds[-1]
+    entries = (attempt.ledger.read(shard.slot) for shard in current.shards)
+    if any(entry.landed and entry.landed.state == "CANARY_FAILED" for entry in entries):
+        return None  # nothing more is sent before the run has failed, so that somebody looks
     if starting and any(_left_aside(attempt, rounds, one) for one in rounds):
         return open_round(attempt, rounds, took="all", last=max(current.last, current.number + 1))
     if current.number < current.last:
@@ -230,162 +336,13 @@ def _left_aside(attempt: Attempt, rounds: list[Round], one: Round) -> bool:
     return any(entry.landed.unsettled_other for entry in entries if entry.landed)
 
 
-def _finish(attempt: Attempt, rounds: list[Round]) -> Manifest:
-    """Land what stays unsettled with its reason, write the manifest, and say honestly how the run ended."""
-    output, plan, policy = attempt.run.output, attempt.plan, attempt.run.policy
-    counts: Counter[str] = Counter({status.value: 0 for status in Status})
-    usage, oddities = Usage(), Oddities()
-    files, jobs, endings = [], [], []
-    for shard in _shards(rounds):
-        entry = attempt.ledger.read(shard.slot)
-        landed = entry.landed
-        assert landed is not None, f"{shard.slot} is not landed"
-        if landed.format != policy.file_format or (landed.part and not (output.path / landed.part).exists()):
-            landed = _land_again(attempt, shard, entry, landed)
-        counts.update(landed.counts)
-        usage, oddities = usage + landed.usage, oddities + landed.oddities
-        files += [str(output.path / landed.part)] if landed.part else []
-        if entry.submitted:
-            jobs.append({
-                "name": entry.submitted.job, "slot": str(shard.slot), "state": landed.state, "requests": shard.requests,
-            })  # fmt: skip
-        endings.append((shard, entry, landed))
-
-    left = _land_leftovers(attempt, rounds)
-    counts.update(left)
-    if left:
-        files.append(str(output.unsettled_part(policy.file_format)))
-
-    now = attempt.now()
-    model = str(plan.spec.get("model", attempt.run.spec.model))
-    failure = _judge_run(attempt, rounds, counts, endings)
-    manifest = Manifest(
-        run=asdict(plan.run),
-        plan=plan.number,
-        output=str(output.path),
-        files=tuple(files),
-        file_format=policy.file_format,
-        model=model,
-        rows=plan.rows,
-        counts=dict(counts),
-        rounds=len(rounds),
-        jobs=tuple(jobs),
-        usage=usage,
-        cost={
-            "estimated_usd": None,
-            "actual_usd": prices.cost_usd(usage, model, datetime.fromtimestamp(now, UTC)),
-            "prices_as_of": prices.prices_as_of(),
-        },
-        odd_lines=asdict(oddities),
-        started_at=plan.created_at,
-        finished_at=utc(now),
-        manifest=str(output.manifest),
-        failure=str(failure) if failure else None,
-    )
-    manifest.write(output)
-    _remove_other_formats(attempt, rounds)
-    _tell(manifest)
-    if failure is not None:
-        raise failure
-    return manifest
-
-
-def _shards(rounds: list[Round]) -> Iterator[Shard]:
-    return (shard for one in rounds for shard in one.shards)
-
-
-def _land_leftovers(attempt: Attempt, rounds: list[Round]) -> Counter[str]:
-    """Rows that no later round took, each with its reason, in one part of their own."""
-    output, policy = attempt.run.output, attempt.run.policy
-    types = table_types(attempt.plan.keep_types, include_raw=policy.include_raw)
-    path = output.unsettled_part(policy.file_format)
-    counts: Counter[str] = Counter()
-    with writing_part(path, types, policy.file_format, include_raw=policy.include_raw) as part:
-        for shard in _shards(rounds):
-            for left in leftovers(attempt.work, rounds, shard.slot):
-                result = Result.from_dict(left["result"])
-                part.add(result, left["row"].get("keep", {}), job=left["job"], round_number=shard.slot.round)
-                counts[result.status.value] += 1
-    if not counts:
-        storage.remove(path)
-    return counts
-
-
-def _remove_other_formats(attempt: Attempt, rounds: list[Round]) -> None:
-    """Parts of an earlier landing in another format would stand as doubles beside the new ones."""
-    for suffix in FORMATS:
-        if suffix != attempt.run.policy.file_format:
-            for shard in _shards(rounds):
-                storage.remove(attempt.run.output.part(shard.slot, suffix))
-            storage.remove(attempt.run.output.unsettled_part(suffix))
-
-
-ENDED_BADLY: dict[str, tuple[type[RunFailed], str]] = {
-    "GONE": (JobGone, "is no longer at the service; its results are lost"),
-    "CANCELLED": (JobCancelled, "was cancelled"),
-    "FAILED": (JobFailed, "failed"),
-    "EXPIRED": (JobExpired, "expired: the service gave it up after 48 hours"),
-    "TIMED_OUT": (JobTimedOut, "did not end in time"),
-}
-"""Outcomes of a job that fail the task if rows are left unsettled by them, the most telling first."""
-
-
-def _judge_run(
-    attempt: Attempt, rounds: list[Round], counts: Counter[str], endings: list[tuple[Shard, Entry, Landed]]
-) -> RunFailed | None:
-    shown = {status: n for status, n in counts.items() if n}
-    where = str(attempt.run.output.manifest)
-    bad = {
-        state: [
-            (entry.submitted.job, landed)
-            for shard, entry, landed in endings
-            if landed.state == state
-            and entry.submitted
-            and any(True for _ in leftovers(attempt.work, rounds, shard.slot))
-        ]
-        for state in ENDED_BADLY
-    }
-    for state, (error, said) in ENDED_BADLY.items():
-        if bad[state]:
-            jobs = tuple(job for job, _ in bad[state])
-            reason = next((f": {landed.job_error.message}" for _, landed in bad[state] if landed.job_error), "")
-            more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
-            return error(
-                f"Job {jobs[0]}{more} {said}{reason}. Clear the task to send the unsettled rows again.",
-                jobs=jobs, counts=shown, manifest=where,
-            )  # fmt: skip
-    rows, ok = attempt.plan.rows, counts[Status.OK.value]
-    most = attempt.run.policy.max_failed_ratio
-    jobs = tuple(entry.submitted.job for _, entry, _ in endings if entry.submitted)
-    if rows and ok == 0:
-        return TooManyFailedRows(f"Not one of {rows} rows is ok.", jobs=jobs, counts=shown, manifest=where)
-    if rows and most is not None and (rows - ok) / rows > most:
-        return TooManyFailedRows(
-            f"{rows - ok} of {rows} rows are not ok, which is more than max_failed_ratio={most:g}.",
-            jobs=jobs, counts=shown, manifest=where,
-        )  # fmt: skip
-    return None
-
-
-def _tell(manifest: Manifest) -> None:
-    counted = ", ".join(f"{n} {status}" for status, n in manifest.counts.items() if n) or "none"
-    cost = manifest.cost["actual_usd"]
-    usage = manifest.usage
-    log.info(
-        "Finished: %s rows (%s) in %s rounds and %s jobs; %s prompt and %s output tokens; %s; manifest: %s",
-        manifest.rows, counted, manifest.rounds, len(manifest.jobs), usage.prompt_tokens,
-        usage.output_tokens + usage.thoughts_tokens, f"{cost:.6f} USD" if cost is not None else "cost unknown",
-        manifest.manifest,
-    )  # fmt: skip
-
-
 def cancel_running(run: Run, services: Services) -> Iterator[Cancel]:
     """Cancel every job of a run that has not been landed, as far as the ledger knows them; yields what became of each."""
     plan = Plan.current(run.output)
     if plan is None or plan.run != run.id:
         return
     attempt, jobs = Attempt(run, plan, services), []
-    for shard in _shards(Round.load_all(attempt.work)):
+    for shard in shards_of(Round.load_all(attempt.work)):
         entry = attempt.ledger.read(shard.slot)
         if entry.submitted and not entry.landed:
             jobs.append(entry.submitted.job)

@@ -83,6 +83,7 @@ class Job:
     input_file: str | None = None
     results: str | None = None
     error: JobError | None = None
+    embeddings: bool = False
 
     @classmethod
     def of_operation(cls, operation: Mapping[str, Any]) -> Job:
@@ -116,11 +117,41 @@ class Job:
             # Both places carry it; a server that fills only one of them must not cost us the results.
             results=_mapping(meta.get("output")).get("responsesFile") or response.get("responsesFile"),
             error=error,
+            embeddings=str(meta.get("@type") or "").endswith("EmbedContentBatch"),
         )
 
     @property
     def known_state(self) -> bool:
         return self.state in PHASE_OF_STATE
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """
+    A file as the list of files has it.
+
+    :param size: bytes.
+    """
+
+    name: str
+    display_name: str = ""
+    size: int = 0
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+
+    @classmethod
+    def of_resource(cls, resource: Mapping[str, Any]) -> ListedFile:
+        """:raises ValueError: it has no name, so it is not a file."""
+        name = resource.get("name")
+        if not isinstance(name, str) or not name:
+            raise ValueError("a file without a name")
+        return cls(
+            name,
+            str(resource.get("displayName") or ""),
+            count(resource.get("sizeBytes")),
+            timestamp(resource.get("createTime")),
+            timestamp(resource.get("expirationTime")),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,10 +172,16 @@ class Refused:
 
 @dataclass(frozen=True)
 class Unreachable:
-    """No usable answer this time: "could not look" is never "is not there"."""
+    """
+    No usable answer this time: "could not look" is never "is not there".
+
+    :param retry_after: seconds for which the service asked not to be asked again; 0 if a quota refused the look and no time
+        was named, None if it was no quota.
+    """
 
     job: str
     detail: str
+    retry_after: float | None = None
 
 
 Seen = Job | Gone | Refused | Unreachable
@@ -164,14 +201,29 @@ def timestamp(text: object) -> datetime | None:
         return None
 
 
+def count(value: object) -> int:
+    """
+    Read an int64, which travels as a string; a zero is left out altogether. What is no number counts as zero too: counts are
+    there to be shown, and nothing must hang on them.
+    """
+    try:
+        return max(0, int(float(value))) if isinstance(value, str | int | float) else 0
+    except (ValueError, OverflowError):
+        return 0
+
+
 def _counts(stats: Mapping[str, Any]) -> Counts:
-    # int64 travels as a string; a zero is left out altogether.
     return Counts(
-        total=int(stats.get("requestCount") or 0),
-        succeeded=int(stats.get("successfulRequestCount") or 0),
-        failed=int(stats.get("failedRequestCount") or 0),
-        pending=int(stats.get("pendingRequestCount") or 0),
+        total=count(stats.get("requestCount")),
+        succeeded=count(stats.get("successfulRequestCount")),
+        failed=count(stats.get("failedRequestCount")),
+        pending=count(stats.get("pendingRequestCount")),
     )
+
+
+def cut(text: str, most: int) -> str:
+    """The text with so many characters at most."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _error(error: object) -> JobError | None:

@@ -27,6 +27,11 @@ class OutputDirectory:
     def manifest(self) -> StoragePath:
         return self.state / "manifest.json"  # type: ignore[no-any-return]
 
+    @property
+    def quota(self) -> StoragePath:
+        """A note on refusals for want of a quota, while there are nothing but."""
+        return self.state / "quota.json"  # type: ignore[no-any-return]
+
     def plan(self, number: int) -> StoragePath:
         return self.state / f"plan-{number}.json"  # type: ignore[no-any-return]
 
@@ -35,6 +40,16 @@ class OutputDirectory:
 
     def unsettled_part(self, suffix: str) -> StoragePath:
         return self.path / f"part-unsettled.{suffix}"  # type: ignore[no-any-return]
+
+    @property
+    def failures(self) -> StoragePath:
+        """The rows that are not ok, as ready-made requests."""
+        return self.state / "failures.jsonl"  # type: ignore[no-any-return]
+
+    @property
+    def media(self) -> StoragePath:
+        """Images and sounds of the answers."""
+        return self.path / "media"  # type: ignore[no-any-return]
 
     def work(self, name: str) -> WorkDirectory:
         return WorkDirectory(self.state / name)
@@ -68,16 +83,32 @@ class WorkDirectory:
     def unsettled(self, slot: Slot) -> StoragePath:
         return self._in("unsettled", f"{slot}.jsonl")
 
+    def failed(self, slot: Slot) -> StoragePath:
+        """Rows that were settled in this slot and are not ok."""
+        return self._in("failed", f"{slot}.jsonl")
+
     def rejected(self, slot: Slot) -> StoragePath:
         return self._in("rejected", f"{slot}.jsonl")
 
     def step(self, slot: Slot, name: str) -> StoragePath:
         return self._in("slots", str(slot), f"{name}.json")
 
+    def prepared(self, slot: Slot, name: str, file: str) -> StoragePath:
+        """
+        :param name: of one preparation of a slot with media; each has a directory of its own, so two attempts may do it.
+        :param file: ``sent``, ``unsendable`` or ``uploads``.
+        """
+        return self._in("prepared", f"{slot}-{name}", f"{file}.jsonl")
+
     @property
     def retired(self) -> StoragePath:
         """A note that this plan was replaced and cleaned up."""
         return self._in("retired.json")
+
+    @property
+    def told(self) -> StoragePath:
+        """What metrics were told of this plan."""
+        return self._in("told.json")
 
     @property
     def cleared(self) -> StoragePath:

@@ -2,9 +2,9 @@
 Which slots were intended, and which job each became: small documents on storage, one per step, none ever rewritten by
 another step. All state of a run is here; none is in Python objects or XCom.
 
-A slot goes: uploaded → claimed → (refused →) submitted → landed. ``read`` returns what is there, and raises when that
-cannot be told: "could not read the claim" and "there is no claim" are different facts, and only the second may lead to
-a paid request.
+A slot goes: (prepared →) uploaded → claimed → (refused →) submitted → landed. ``read`` returns what is there, and raises
+when that cannot be told: "could not read the claim" and "there is no claim" are different facts, and only the second may
+lead to a paid request.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from airflow_gemini_batch.core import documents, storage
-from airflow_gemini_batch.core.client import RemoteFile
+from airflow_gemini_batch.core.answers import Oddities
 from airflow_gemini_batch.core.jobs import JobError
 from airflow_gemini_batch.core.layout import WorkDirectory
 from airflow_gemini_batch.core.names import Slot
+from airflow_gemini_batch.core.remote_files import RemoteFile
 from airflow_gemini_batch.core.rest import DEFAULT_TIMEOUT
-from airflow_gemini_batch.core.results import Oddities
-from airflow_gemini_batch.core.usage import Usage
+from airflow_gemini_batch.core.usage import Spent, Usage
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class Submitted:
 
     :param created_at: Unix time of the job's creation; deadlines count from here.
     :param adopted: it was found at the service, not created by the attempt that wrote this.
+    :param media_until: Unix time at which the first of its media is removed by the service, None if it has none.
     """
 
     job: str
@@ -66,6 +67,27 @@ class Submitted:
     file: str
     created_at: float
     adopted: bool = False
+    media_until: float | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """
+    A slot whose media are at the service: what is sent instead of its shard.
+
+    :param name: of the directory of this preparation; see :meth:`WorkDirectory.prepared`.
+    :param requests: lines that can be sent.
+    :param unsendable: rows that cannot, as their media cannot be used.
+    :param size: bytes of what is sent, ``sha256`` its hash.
+    :param media_until: Unix time at which the first of the media is removed by the service; None if none is said to be.
+    """
+
+    name: str
+    requests: int
+    unsendable: int
+    size: int
+    sha256: str
+    media_until: float | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,10 @@ class Landed:
     :param format: how it was landed; another format means it must be landed again.
     :param state: how the job ended, or why there is none.
     :param counts: settled rows by status.
+    :param pico_usd: what its answers cost, see ``usage``; None if a price is unknown.
+    :param ended_at: Unix time of the job's end, by which it was priced.
+    :param detail: how the job stood when it was given up.
+    :param columns: of the table that it was landed as; others mean the same as another format.
     :param unsettled_auto: rows that are not in the part and may pass by themselves; ``unsettled_other``: those that may not.
     """
 
@@ -89,6 +115,15 @@ class Landed:
     usage: Usage
     oddities: Oddities
     job_error: JobError | None = None
+    pico_usd: int | None = None
+    ended_at: float | None = None
+    detail: str = ""
+    lost: bool = False  # what its job used will never be known
+    columns: list[str] = field(default_factory=list)
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.usage, self.pico_usd)
 
 
 @dataclass(frozen=True)
@@ -100,6 +135,8 @@ class Entry:
     claims: tuple[Claim, ...] = ()
     submitted: Submitted | None = None
     cancelled_at: float | None = None
+    cancelled_as: str = "TIMED_OUT"
+    cancel_detail: str = ""
     landed: Landed | None = None
 
     @property
@@ -129,7 +166,7 @@ class Ledger:
             else self._read(slot, "upload", lambda b: RemoteFile(**documents.known(RemoteFile, b))),
             claims=() if submitted else tuple(self._claims(slot)),
             submitted=submitted,
-            cancelled_at=self._read(slot, "cancel", lambda body: float(body["at"])) if submitted else None,
+            **(self._read(slot, "cancel", _cancelled) or {} if submitted else {}),
             landed=self._read(slot, "landed", _landed),
         )
 
@@ -150,6 +187,20 @@ class Ledger:
     def uploaded(self, slot: Slot, file: RemoteFile) -> None:
         self._put(slot, "upload", asdict(file))
 
+    def preparation(self, slot: Slot) -> Prepared | None:
+        """How a slot with media is sent, None when it was not prepared; raises like :meth:`read`."""
+        return self._read(slot, "prepared", lambda body: Prepared(**documents.known(Prepared, body)))
+
+    def prepared(self, slot: Slot, prepared: Prepared) -> None:
+        self._put(slot, "prepared", asdict(prepared))
+
+    def media_removed(self, slot: Slot) -> None:
+        """Note that a slot's media were deleted at the service."""
+        self._put(slot, "media-removed", {"at": self.now()})
+
+    def are_media_removed(self, slot: Slot) -> bool:
+        return self._read(slot, "media-removed", lambda body: True) is not None
+
     def claim(self, slot: Slot, number: int, display_name: str, *, seconds: float = DEFAULT_TIMEOUT) -> Claim | None:
         """Claim the right to create this slot's job; None when another attempt has this number."""
         claim = Claim(number, display_name, self.now(), f"{socket.gethostname()} pid {os.getpid()}", seconds)
@@ -164,9 +215,15 @@ class Ledger:
     def submitted(self, slot: Slot, submitted: Submitted) -> None:
         self._put(slot, "job", asdict(submitted))
 
-    def cancelled(self, slot: Slot) -> float:
+    def cancelled(self, slot: Slot, state: str = "TIMED_OUT", detail: str = "") -> float:
+        """
+        Note that this slot's job was cancelled, and why; returns when.
+
+        :param state: ``TIMED_OUT`` or ``STUCK``.
+        :param detail: how it stood.
+        """
         at: float = self.now()
-        self._put(slot, "cancel", {"at": at})
+        self._put(slot, "cancel", {"at": at, "state": state, "detail": detail})
         return at
 
     def landed(self, slot: Slot, landed: Landed) -> None:
@@ -178,6 +235,14 @@ class Ledger:
 
 def _kind(step: str) -> str:
     return step.rstrip("-0123456789")
+
+
+def _cancelled(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "cancelled_at": float(body["at"]),
+        "cancelled_as": str(body.get("state", "TIMED_OUT")),
+        "cancel_detail": str(body.get("detail", "")),
+    }
 
 
 def _landed(body: Mapping[str, Any]) -> Landed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from airflow_gemini_batch.core import documents, storage
@@ -21,9 +21,15 @@ class Manifest:
     :param output: the directory.
     :param files: URIs of the landed files; one row per key over all of them.
     :param counts: rows by status, all statuses, summing to ``rows``.
+    :param by_round: of each round: model, rows, jobs, settled rows by status, unsettled ones, cost.
     :param jobs: name, slot, state and requests of every job.
-    :param cost: ``estimated_usd``, ``actual_usd``, ``prices_as_of``; null where a price is unknown, never 0.
+    :param cost: ``estimated_usd`` (of what was sent), ``actual_usd``, ``prices_as_of``; null where unknown, never 0: a model
+        without a known price, an answer that does not say what it used, a job that was given up and may have run on.
+    :param estimate: tokens and cost as they were expected before anything was sent, and how that was reckoned.
+    :param failures: URI of the rows that are not ok, as ready-made requests; None if there are none.
+    :param news: what this landing added, for metrics: rows by status, tokens by kind, jobs. Not kept.
     :param odd_lines: lines of the service's results that belong to no row.
+    :param budget: the limits that were in force, None if there were none.
     :param failure: why the task failed although everything was landed, else None.
     """
 
@@ -44,13 +50,21 @@ class Manifest:
     finished_at: str
     manifest: str
     failure: str | None = None
+    by_round: tuple[Mapping[str, Any], ...] = ()
+    estimate: Mapping[str, Any] = field(default_factory=dict)
+    failures: str | None = None
+    budget: Mapping[str, Any] | None = None
+    news: Mapping[str, Mapping[str, int]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if sum(self.counts.values()) != self.rows:
             raise CountsDoNotAddUp(f"{self.output}: {dict(self.counts)} is not {self.rows} rows.")
 
+    def _facts(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "news"}
+
     def write(self, output: OutputDirectory) -> None:
-        storage.publish(output.manifest, documents.dump("manifest", asdict(self)))
+        storage.publish(output.manifest, documents.dump("manifest", self._facts()))
 
     @classmethod
     def load(cls, output: OutputDirectory) -> Manifest | None:
@@ -61,15 +75,16 @@ class Manifest:
         with documents.understood(output.manifest):
             fields = documents.known(cls, body)
             usage, files, jobs = Usage(**fields["usage"]), tuple(fields["files"]), tuple(fields["jobs"])
-            return cls(**fields | {"usage": usage, "files": files, "jobs": jobs})
+            by_round = tuple(fields.get("by_round", ()))
+            return cls(**fields | {"usage": usage, "files": files, "jobs": jobs, "by_round": by_round})
 
     def to_xcom(self) -> dict[str, Any]:
         """The task's return value: plain JSON, small whatever the batch's size."""
-        body = asdict(self)
-        return body | {
+        return self._facts() | {
             "version": documents.VERSION,
             "files": list(self.files[:SHOWN]),
             "files_count": len(self.files),
             "jobs": [dict(job) for job in self.jobs[:SHOWN]],
             "jobs_count": len(self.jobs),
+            "by_round": [dict(one) for one in self.by_round[-SHOWN:]],
         }

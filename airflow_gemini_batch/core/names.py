@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -72,6 +74,22 @@ class DisplayName:
         return cls(m[1], Slot.parse(m[2]), m[3], m[4] or "") if m else None
 
 
+def common_ai_name(identity: str, fingerprint: str) -> str:
+    """
+    ``agb1-common-ai.<identity>.<fingerprint>``: how a job of common.ai's ``LLMBatchOperator`` is found again.
+
+    :param identity: of the task instance, the same for all its tries.
+    :param fingerprint: of all that was asked for.
+    """
+    return f"agb1-common-ai.{identity}.{fingerprint}"[:DISPLAY_NAME_CHARS]
+
+
+def common_ai_identity(display_name: str) -> str | None:
+    """The identity in a name that :func:`common_ai_name` has built; None if it is another name."""
+    found = re.fullmatch(r"agb1-common-ai\.([^.]+)\.[^.]*", display_name)
+    return found[1] if found else None
+
+
 def file_id(run_hash: str, slot: Slot, sha256: str) -> str:
     """
     The id we choose for a shard's upload: at most 40 characters of ``[a-z0-9-]``, from the run, slot and content.
@@ -79,3 +97,30 @@ def file_id(run_hash: str, slot: Slot, sha256: str) -> str:
     Two runs with the same content get two files, so that one run's clean-up never takes another's input away.
     """
     return "agb1-" + hashlib.sha256(f"{run_hash} {slot} {sha256}".encode()).hexdigest()[:32]
+
+
+def media_id(run_hash: str, sha256: str, mime_type: str, generation: int) -> str:
+    """
+    The id of an upload of media: one per run, content and type, whichever slots and rounds it is for.
+
+    :param generation: counts the uploads of one content; there is another when the one before will not live long enough.
+    """
+    text = f"{run_hash} media {sha256} {mime_type} {generation}"
+    return "agb1-" + hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def media_display_name(run_hash: str, name: str) -> str:
+    """``agb1.<run hash>.media <file name>``: whose it is can be told at the service."""
+    return f"agb1.{run_hash}.media {name}"[:DISPLAY_NAME_CHARS].strip()
+
+
+def wire_key(row: Mapping[str, Any]) -> str:
+    """
+    The key of a row's request as the service sees it: the row's own, after ``<prompt>/`` where a row has several prompts.
+
+    A prompt's name has no slash, so two rows never get the same one.
+
+    :param row: a line of a rows file: ``key``, and ``prompt`` if there are several.
+    """
+    prompt = row.get("prompt")
+    return f"{prompt}/{row['key']}" if prompt is not None else row["key"]

@@ -9,14 +9,16 @@ both go on with the winner's plan.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import orjson
 
 from airflow_gemini_batch.core import documents, storage
+from airflow_gemini_batch.core.estimate import Estimate, Scale
 from airflow_gemini_batch.core.layout import OutputDirectory, WorkDirectory
+from airflow_gemini_batch.core.measuring import estimate_of
 from airflow_gemini_batch.core.names import DisplayName, RunId, Slot
 from airflow_gemini_batch.core.storage import StoragePath
 
@@ -34,8 +36,11 @@ class Plan:
     :param number: the highest number at an output is in force.
     :param work: name of the work directory.
     :param spec: the settings as sent; their digest tells whether they changed.
-    :param rows: rows of the source, sent or not.
-    :param keep_types: kept column → its Arrow type, as text.
+    :param rows: rows of the table: those of the source, sent or not, times the prompts that each has.
+    :param keep_types: kept column → its kind (see ``kinds``).
+    :param media: answers may hold images or sounds.
+    :param scale: what the API's own count of a sample makes of estimates.
+    :param caches: cached contents that single requests name; the one that all share is in ``spec``.
     :param clears: how often the task instance had been cleared (Airflow's ``max_tries``) when this was planned.
     """
 
@@ -47,17 +52,41 @@ class Plan:
     keep_types: dict[str, str]
     created_at: str
     clears: int | None = None
+    media: bool = False
+    scale: Scale | None = None
+    caches: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The first, and those that later rounds fall back to."""
+        model = self.spec["model"]
+        return (model,) if isinstance(model, str) else tuple(model)
+
+    @property
+    def model(self) -> str:
+        return self.models[0]
+
+    def model_of(self, round_number: int) -> str:
+        """Whom a round asks: its own fallback, or the last there is."""
+        return self.models[min(round_number, len(self.models) - 1)]
 
     @property
     def digest(self) -> str:
         return digest(self.spec)
 
     @property
+    def job(self) -> Mapping[str, Any]:
+        """What is not usual about its jobs; see ``requests.Spec``."""
+        job: Mapping[str, Any] = self.spec.get("job") or {}
+        return job
+
+    @property
     def run_hash(self) -> str:
         return self.run.hash(self.work)
 
     def display_name(self, shard: Shard) -> DisplayName:
-        return DisplayName(self.run_hash, shard.slot, shard.fingerprint, f"{self.run.dag_id}.{self.run.task_id}")
+        label = self.job.get("label") or f"{self.run.dag_id}.{self.run.task_id}"
+        return DisplayName(self.run_hash, shard.slot, shard.fingerprint, label)
 
     def commit(self, output: OutputDirectory) -> bool:
         """Put the plan in force; False when another attempt took this number first."""
@@ -79,11 +108,17 @@ class Plan:
     @classmethod
     def at(cls, output: OutputDirectory, number: int) -> Plan | None:
         """Return the plan with this number, in force or not."""
-        body = documents.read("plan", output.plan(number))
+        return cls.read(output.plan(number))
+
+    @classmethod
+    def read(cls, path: StoragePath) -> Plan | None:
+        body = documents.read("plan", path)
         if body is None:
             return None
-        with documents.understood(output.plan(number)):
-            return cls(**documents.known(cls, body) | {"number": number, "run": RunId(**body["run"])})
+        with documents.understood(path):
+            scale = Scale(**body["scale"]) if body.get("scale") else None
+            shaped = {"run": RunId(**body["run"]), "scale": scale, "caches": tuple(body.get("caches", ()))}
+            return cls(**documents.known(cls, body) | shaped)
 
     def is_current(self, output: OutputDirectory) -> bool:
         return storage.read(output.plan(self.number + 1)) is None
@@ -98,6 +133,8 @@ class Shard:
     :param rows: lines in the rows file: ``requests`` and those that are not sent.
     :param size: bytes of the request file.
     :param home: directory of its files in the work directory; empty: the work directory itself.
+    :param estimate: what it will use and cost.
+    :param media: some of its requests name media that are uploaded before they are sent.
     """
 
     slot: Slot
@@ -106,6 +143,8 @@ class Shard:
     size: int
     sha256: str
     home: str = ""
+    estimate: Estimate = field(default_factory=Estimate)
+    media: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -124,13 +163,17 @@ class Round:
     One pass over the work.
 
     :param last: number of the last round that may follow without being asked for.
-    :param took: which unsettled rows of earlier rounds it sends again: those that failed for a passing reason, or all.
+    :param took: which unsettled rows of earlier rounds it sends again: those that may pass by themselves, or all.
+    :param canary: rows that its first shards have together, and that must do well before the others are sent.
+    :param step: which of the plan's models it asks, from 0; None: the one of its number.
     """
 
     number: int
     last: int
     shards: tuple[Shard, ...]
     took: Taken = "all"
+    canary: int = 0
+    step: int | None = None
 
     def commit(self, work: WorkDirectory) -> Round:
         """Put the round in force; returns the one in force, which is another attempt's if that was first."""
@@ -138,6 +181,8 @@ class Round:
             "number": self.number,
             "last": self.last,
             "took": self.took,
+            "canary": self.canary,
+            "step": self.step,
             "shards": [asdict(s) | {"slot": str(s.slot)} for s in self.shards],
         }
         if storage.claim(work.round(self.number), documents.dump("round", body)):
@@ -153,9 +198,21 @@ class Round:
             return None
         with documents.understood(work.round(number)):
             shards = tuple(
-                Shard(**documents.known(Shard, shard) | {"slot": Slot.parse(shard["slot"])}) for shard in body["shards"]
-            )
-            return cls(body["number"], body["last"], shards, body["took"])
+                Shard(**documents.known(Shard, shard) | {
+                    "slot": Slot.parse(shard["slot"]), "estimate": estimate_of(shard.get("estimate")),
+                })
+                for shard in body["shards"]
+            )  # fmt: skip
+            return cls(body["number"], body["last"], shards, body["took"], body.get("canary", 0), body.get("step"))
+
+    @property
+    def asks(self) -> int:
+        """Which of the plan's models: a round that sends what was never sent asks the same as the one before."""
+        return self.number if self.step is None else self.step
+
+    def asks_first(self, rounds: Sequence[Round]) -> bool:
+        """True if it sends rows that no round before it sent."""
+        return self.number == 0 or any(one.asks >= self.asks for one in rounds[: self.number])
 
     @classmethod
     def load_all(cls, work: WorkDirectory) -> list[Round]:
@@ -163,3 +220,8 @@ class Round:
         while (one := cls.load(work, len(rounds))) is not None:
             rounds.append(one)
         return rounds
+
+
+def shards_of(rounds: Iterable[Round]) -> Iterator[Shard]:
+    """Every shard of these rounds, in their order."""
+    return (shard for one in rounds for shard in one.shards)

@@ -1,32 +1,43 @@
-"""Deciding what to send: find the plan in force or make one; later, gather what is unsettled into another round."""
+"""Deciding what to send: find the plan in force or make one."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from airflow_gemini_batch.core import storage
-from airflow_gemini_batch.core.attempt import Attempt, Run, Services, log, utc
+from airflow_gemini_batch.core import media, storage
+from airflow_gemini_batch.core.ahead import release_reserves
+from airflow_gemini_batch.core.attempt import Attempt, Run, Services, estimator_of, log, measure, utc
+from airflow_gemini_batch.core.blocks import Block, build_ahead, kept_columns
 from airflow_gemini_batch.core.columns import SeenTypes
+from airflow_gemini_batch.core.estimate import Estimate, Scale
 from airflow_gemini_batch.core.jobs import Job
-from airflow_gemini_batch.core.landing import FORMATS, check_keep
+from airflow_gemini_batch.core.kinds import MIXED
+from airflow_gemini_batch.core.landing import FORMATS
 from airflow_gemini_batch.core.layout import OutputDirectory, WorkDirectory
 from airflow_gemini_batch.core.manifest import Manifest
-from airflow_gemini_batch.core.names import Slot
-from airflow_gemini_batch.core.plan import Plan, Round, Shard, Taken, digest
-from airflow_gemini_batch.core.requests import Request, RequestBuilder
-from airflow_gemini_batch.core.rows import read_rows
-from airflow_gemini_batch.core.shards import KeyCheck, read_rows_file, write_shards
+from airflow_gemini_batch.core.names import Slot, wire_key
+from airflow_gemini_batch.core.parquet import RowBatch
+from airflow_gemini_batch.core.plan import Plan, Round, Shard, digest
+from airflow_gemini_batch.core.reckoning import PROBE, count_sample
+from airflow_gemini_batch.core.requests import RequestBuilder
+from airflow_gemini_batch.core.rows import Row, read_rows, read_source, rows_of
+from airflow_gemini_batch.core.shards import KeyCheck, Piece, read_rows_file, write_shards
 from airflow_gemini_batch.core.submitting import resolve
+from airflow_gemini_batch.core.table import Table
+from airflow_gemini_batch.core.wording import counted
 from airflow_gemini_batch.exceptions import (
     DuplicateKey,
     GeminiBatchError,
     NoRows,
     OutputTaken,
+    OverBudget,
+    ServiceError,
     SettingsChanged,
 )
 
@@ -45,14 +56,18 @@ def find_or_make_plan(run: Run, services: Services, *, starting: bool) -> Plan:
         plan = Plan.current(run.output)
         if plan is not None and ((plan.run == run.id and not starting) or not _to_be_replaced(run, plan)):
             return plan
-        made = _make_plan(run, services, number=plan.number + 1 if plan else 1)
+        made = (run.planner or make_plan)(run, services, plan.number + 1 if plan else 1)
         if made.commit(run.output):
             log.info(
-                "Planned %s rows in %s shards for %s: %s", made.rows, _shard_count(run, made), run.id, run.output.path
+                "Planned %s in %s for %s: %s",
+                counted(made.rows, "row"),
+                counted(_shard_count(run, made), "job"),
+                run.id,
+                run.output.path,
             )
             return made
         log.info("Another attempt made a plan at the same time; its plan is used")
-        _discard(run.output.work(made.work))
+        discard(run.output.work(made.work))
 
 
 def _shard_count(run: Run, plan: Plan) -> int:
@@ -79,11 +94,11 @@ def _to_be_replaced(run: Run, plan: Plan) -> bool:
         log.info('reuse="never": plan %s is replaced, everything is asked anew and paid anew', plan.number)
         return True
     wanted = run.spec.to_dict()
-    if plan.digest == digest(wanted):
+    retyped = [f"type of {name}" for name, kind in run.spec.types.items() if plan.keep_types.get(name, kind) != kind]
+    if plan.digest == digest(wanted) and not retyped:
         return False
-    changed = ", ".join(
-        sorted(name for name in wanted.keys() | plan.spec.keys() if wanted.get(name) != plan.spec.get(name))
-    )
+    differ = [name for name in wanted.keys() | plan.spec.keys() if wanted.get(name) != plan.spec.get(name)]
+    changed = ", ".join(sorted(differ + retyped))
     if run.policy.on_changed == "fail":
         raise SettingsChanged(
             f"The settings of {run.id} changed since it was planned at {plan.created_at}: {changed}. Set on_changed to "
@@ -111,34 +126,126 @@ def _same_clear(run: Run, plan: Plan) -> bool:
     return plan.clears == run.clears and storage.read(run.output.work(plan.work).cleared) is None
 
 
-def _make_plan(run: Run, services: Services, *, number: int) -> Plan:
-    check_keep(run.spec.keep, include_raw=run.policy.include_raw)
-    name = f"{utc(services.clock()).replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
+def name_of_work(services: Services) -> str:
+    """A name for a plan's work directory: no two plans have the same."""
+    return f"{utc(services.clock()).replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
+
+
+def make_plan(run: Run, services: Services, number: int) -> Plan:
+    """
+    Turn the source's rows into request shards. The plan is not yet in force.
+
+    :raises InvalidInput: the source or the settings cannot be used.
+    """
+    name = name_of_work(services)
     work = run.output.work(name)
     builder = RequestBuilder(run.spec, max_bytes=run.policy.limits.bytes_per_request)
+    # Before a long source is read, and again when it told what the kept columns hold.
+    _check_table(run, dict.fromkeys(run.spec.keep, MIXED) | dict(run.spec.types), media=builder.asks_for_media)
     if builder.same_for_all:
         log.warning("The prompt names no {column}: every row asks the same")
-    keys, types = KeyCheck(), SeenTypes(run.spec.keep)
+    if run.schema is not None and run.schema.checked_only:
+        log.info("Checked when answers land, but not asked for: %s", ", ".join(run.schema.checked_only))
+    keys, types = KeyCheck(), SeenTypes(run.spec.keep, run.spec.types)
+    # A canary, a budget and a limit of tokens count single requests.
+    one_each = run.policy.canary or run.policy.budget or run.policy.limits.enqueued_tokens
+    frame = None if one_each else builder.frame
 
-    def requests() -> Iterator[tuple[Request, str]]:
-        for row in read_rows(run.source(), builder.needed):
-            request = builder.build(row)
-            keys.add(request.key)
-            types.add(request.keep)
-            yield request, row.where
+    def one_by_one(rows: Iterable[Row], add: Callable[[Mapping[str, Any]], None]) -> Iterator[Piece]:
+        for row in rows:
+            for request in builder.build(row):
+                keys.add(wire_key({"key": request.key, "prompt": request.prompt}))
+                yield request, row.where
+            add(request.keep)
+
+    def requests() -> Iterator[Piece]:
+        rows = read_source(run.source(), builder.needed)
+        for piece in build_ahead(rows, frame) if frame else rows:
+            if isinstance(piece, Block):
+                keys.add(*piece.keys.to_pylist())
+                types.add_columns(piece.kept, piece.declared)
+                yield piece
+            elif isinstance(piece, RowBatch):
+                yield from one_by_one(rows_of(piece), lambda values: None)
+                types.add_columns(*kept_columns(piece, run.spec.keep))
+            else:
+                yield from one_by_one((piece,), types.add)
 
     try:
-        shards = write_shards(requests(), work, 0, run.policy.limits)
+        scale = count_sample(run, services)
+        measured = measure(run.policy, run.spec.model, services.clock(), scale)
+        shards = write_shards(_cut(run, requests(), services, scale), work, 0, run.policy.limits, measure=measured)
         if suspects := keys.suspects():
             _refuse_duplicates(run, builder, work, shards, suspects)
+        _check_table(run, types.types(), media=builder.asks_for_media)
         rows = sum(shard.rows for shard in shards)
         if rows == 0 and run.policy.on_empty != "succeed":
             raise NoRows(f"The source of {run.id} has no rows.")
+        _check_budget(run, shards, services.clock())
     except GeminiBatchError:
-        _discard(work)
+        discard(work)
         raise
-    Round(0, run.policy.max_rounds - 1, shards).commit(work)
-    return Plan(number, name, run.id, run.spec.to_dict(), rows, types.types(), utc(services.clock()), run.clears)
+    release_reserves()  # of reading the source, before results come
+    Round(0, run.policy.max_rounds - 1, shards, canary=run.policy.canary).commit(work)
+    return Plan(
+        number, name, run.id, run.spec.to_dict(), rows, types.types(), utc(services.clock()), run.clears,
+        builder.asks_for_media, scale, tuple(builder.caches),
+    )  # fmt: skip
+
+
+def _cut(run: Run, requests: Iterable[Piece], services: Services, scale: Scale | None) -> Iterator[Piece]:
+    """Begin another job after the canary, and where a budget that leaves rows out has no room for the next one."""
+    canary, budget = run.policy.canary, run.policy.budget
+    if budget is None or budget.on_exceed != "truncate_rows":
+        budget = None
+    if not canary and budget is None:
+        yield from requests
+        return
+    estimator = estimator_of(run.policy, run.spec.model, services.clock(), scale)
+    room = budget.filling(run.spec.model) if budget else None
+    sent, full = 0, False
+    for piece in requests:
+        assert not isinstance(piece, Block)
+        request, where = piece
+        if request.line:
+            begins = bool(canary) and sent == canary
+            if room is not None and not full and not room.take(estimator.request(request.line)):
+                begins = full = True
+            sent += 1
+            if begins:
+                yield replace(request, begins_job=True), where
+                continue
+        yield request, where
+
+
+def _check_budget(run: Run, shards: tuple[Shard, ...], now: float) -> None:
+    """
+    :raises OverBudget: the plan does not fit, and its end is not to be left out; see ``Budget``.
+    :raises InvalidConfig: the price of a model that may be asked is not known.
+    """
+    budget = run.policy.budget
+    estimate = sum((shard.estimate for shard in shards), Estimate())
+    log.info("To be sent: %s", estimate)
+    if budget is not None:
+        if budget.max_cost_usd is not None:
+            for model in run.spec.fallbacks:  # not only when it is their turn, and others are paid
+                budget.known(estimator_of(run.policy, model, now).estimate([PROBE]).pico_usd, model)
+        try:
+            budget.check(estimate)
+        except OverBudget:
+            if budget.on_exceed != "truncate_rows":
+                raise
+            budget.check(shards[0].estimate)  # something must fit, or there is nothing to do
+
+
+def _check_table(run: Run, keep: Mapping[str, str], *, media: bool) -> None:
+    """:raises InvalidConfig: two columns of the table would have the same name, or a database would not take it."""
+    policy = run.policy
+    table = Table.of(
+        run.spec.to_dict(), keep, media=media, schema=run.schema, include=policy.include, raw=policy.include_raw
+    )
+    if run.loader is not None:
+        run.loader.check(table.kinds)
 
 
 def _refuse_duplicates(
@@ -146,17 +253,18 @@ def _refuse_duplicates(
 ) -> None:
     """:raises DuplicateKey: two of the rows just written have the same key; equal hashes alone are no duplicate."""
     numbers: dict[str, int] = {}
-    keys = (row["key"] for shard in shards for row in read_rows_file(shard.rows_in(work)))
-    for number, key in enumerate(keys):
+    rows = (row for shard in shards for row in read_rows_file(shard.rows_in(work)))
+    for number, row in enumerate(rows):
+        key = wire_key(row)
         if hash(key) in suspects and numbers.setdefault(key, number) != number:
             # Only the source knows file and line. Should it have changed meanwhile, the rows' numbers must do.
-            wanted = (numbers[key], number)
-            where = {row.number: row.where for row in read_rows(run.source(), builder.needed) if row.number in wanted}
+            wanted = tuple(one // builder.per_source_row for one in (numbers[key], number))
+            where = {one.number: one.where for one in read_rows(run.source(), builder.needed) if one.number in wanted}
             first, second = (where.get(one, f"row {one}") for one in wanted)
-            raise DuplicateKey(key=key, first=first, second=second)
+            raise DuplicateKey(key=row["key"], first=first, second=second)
 
 
-def _discard(work: WorkDirectory) -> None:
+def discard(work: WorkDirectory) -> None:
     """Remove the shards of a plan that did not come into force."""
     index = 0
     while storage.read(work.rows(slot := Slot(0, index))) is not None:
@@ -188,10 +296,15 @@ def retire_older_plans(attempt: Attempt) -> None:
                 job = resolve(theirs, shard, entry.doubtful) if entry.doubtful else entry.submitted
                 if job and not entry.landed:
                     _cancel_if_running(attempt, job.job)
+                upload = job.file if job else entry.upload.name if entry.upload else ""
+                if upload and not entry.landed and attempt.run.policy.delete_remote != "never":
+                    with suppress(ServiceError):  # it is removed in 48 hours anyway
+                        attempt.client.delete_file(upload)
                 for suffix in FORMATS:
                     storage.remove(output.part(shard.slot, suffix))
         for suffix in FORMATS:
             storage.remove(output.unsettled_part(suffix))
+        media.remove(theirs, (shard for one in Round.load_all(work) for shard in one.shards))
         manifest = Manifest.load(output)
         if manifest is not None and manifest.plan == number:
             storage.remove(output.manifest)
@@ -202,53 +315,3 @@ def _cancel_if_running(attempt: Attempt, name: str) -> None:
     seen = attempt.client.look(name)
     if not isinstance(seen, Job) or not seen.phase.ended:
         log.warning("Cancelled, as its plan was replaced: %s", attempt.client.cancel(name))
-
-
-def leftovers(work: WorkDirectory, rounds: list[Round], slot: Slot) -> Iterator[dict[str, Any]]:
-    """
-    Yield the unsettled rows of a slot that no later round took: ``row``, ``result``, ``job`` and ``auto``.
-
-    A row that may pass by itself (``auto``) was taken by the very next round, whichever kind that was: there is a next
-    one only to send such rows again. Any other row was taken by the first later round that took ``"all"``, if there is one.
-    """
-    later = [one.took for one in rounds if one.number > slot.round]
-    path = work.unsettled(slot)
-    if path.exists():
-        with path.open("rb") as lines:
-            for line in lines:
-                unsettled = orjson.loads(line)
-                if not (later if unsettled["auto"] else "all" in later):
-                    yield unsettled
-
-
-def open_round(attempt: Attempt, rounds: list[Round], *, took: Taken, last: int) -> Round | None:
-    """
-    Gather unsettled rows into the next round and put it in force; None when there is nothing to send again.
-
-    :param took: ``"auto"``: rows of the newest round that failed for a passing reason; ``"all"``: every unsettled row.
-    """
-    number = len(rounds)
-
-    def requests() -> Iterator[tuple[Request, str]]:
-        for one in rounds:
-            for shard in one.shards:
-                left = leftovers(attempt.work, rounds, shard.slot)
-                keys = {u["row"]["key"] for u in left if took == "all" or u["auto"]}
-                if keys:
-                    yield from _requests_of(attempt.work, shard, keys)
-
-    home = f"round-{number}-{uuid.uuid4().hex[:8]}"
-    shards = write_shards(requests(), attempt.work, number, attempt.run.policy.limits, home)
-    if not shards:
-        return None
-    one = Round(number, last, shards, took).commit(attempt.work)
-    log.info("Round %s: %s unsettled rows are sent again", number, sum(shard.rows for shard in one.shards))
-    return one
-
-
-def _requests_of(work: WorkDirectory, shard: Shard, keys: set[str]) -> Iterator[tuple[Request, str]]:
-    with shard.requests_in(work).open("rb") as lines:
-        for row in read_rows_file(shard.rows_in(work)):
-            line = b"" if "unsent" in row else lines.readline()
-            if row["key"] in keys:
-                yield Request(row["key"], line, row.get("keep", {})), f"{shard.slot} key {row['key']!r}"

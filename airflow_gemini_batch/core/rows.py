@@ -9,23 +9,32 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import json
+import logging
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, cast
+from urllib.parse import unquote
 
 import orjson
 
+from airflow_gemini_batch.core import exact
+from airflow_gemini_batch.core.parquet import RowBatch, read_batches, without_nanoseconds
 from airflow_gemini_batch.core.storage import StoragePath
 from airflow_gemini_batch.exceptions import BadRow, SourceUnreadable, UnknownColumn
 
-PARQUET_ROWS = 1024
-"""Rows of a Parquet file held at a time."""
+log = logging.getLogger("airflow_gemini_batch")
 
 TEXT_COLUMN = "text"
 """The one column of rows that are bare strings."""
+
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark write in a directory's name for a null."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 # The csv module refuses fields over 128 KiB unless told otherwise; reviews and documents are longer.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -37,13 +46,19 @@ class Row:
     One input record.
 
     :param number: its place over all files of the source, from 0.
+    :param file: its file's name; with files of several directories, the path from the directory they share.
     :param line: line in its file, from 1, or None for a row of a list.
+    :param raw: the bytes of a JSONL line that can be sent as it is, without its newline: an object of exactly ``key``
+        (text) and ``request``. None for all others.
+    :param partitions: which columns come from the names of directories; the file's own record may not have them.
     """
 
     number: int
     values: Mapping[str, Any]
     file: str = ""
     line: int | None = None
+    raw: bytes | None = None
+    partitions: frozenset[str] = frozenset()
 
     @property
     def where(self) -> str:
@@ -60,19 +75,77 @@ def read_rows(source: FileSource | RecordSource, needed: Mapping[str, str]) -> I
     :raises BadRow: one record is broken; it names file and line.
     :raises UnknownColumn: a needed column is not there; it lists those that are.
     """
+    for item in read_source(source, needed):
+        if isinstance(item, RowBatch):
+            yield from rows_of(item)
+        else:
+            yield item
+
+
+def read_source(source: FileSource | RecordSource, needed: Mapping[str, str]) -> Iterator[Row | RowBatch]:
+    """Like :func:`read_rows`, but rows of a Parquet file come as they are in it: many at a time, by the column."""
     if isinstance(source, RecordSource):
         yield from _records(source.records)
         return
+    _check_kinds(source.paths)
     number = 0
-    for path in source.paths:
-        for line, values in _read_file(path, needed):
-            yield Row(number, values, path.name, line)
+    cut: set[str] = set()
+
+    def tell(column: str) -> None:
+        if column not in cut:
+            cut.add(column)
+            log.warning("The column %r has nanoseconds, which are cut to microseconds", column)
+
+    for path, name in zip(source.paths, _short_names(source.paths), strict=True):
+        file = _File(path, name, needed, partitions_of(path))
+        if _is_parquet(path.name):
+            first = number
+            with _opened(path) as raw:
+                for batch in read_batches(raw, path, needed, file.check_columns):
+                    coarse = without_nanoseconds(batch, tell)
+                    yield RowBatch(coarse, batch.schema, number, name, number - first + 1, file.partitions)
+                    number += batch.num_rows
+            continue
+        columns = frozenset(file.partitions)
+        for line, values, raw_line in _read_file(file):
+            whole = {**file.partitions, **values} if columns else values
+            yield Row(number, whole, name, line, raw_line, columns)
             number += 1
+
+
+def rows_of(batch: RowBatch) -> Iterator[Row]:
+    """
+    The same rows, one at a time.
+
+    :raises BadRow: a text is not UTF-8, which Parquet does not check, or Python has no word for a time.
+    """
+    columns = frozenset(batch.partitions)
+    try:
+        rows = batch.columns.to_pylist()
+    except (ValueError, OverflowError) as e:
+        if batch.columns.num_rows == 1:
+            what = "text that is not UTF-8" if isinstance(e, UnicodeDecodeError) else "a value that cannot be read"
+            raise BadRow(f"{batch.file}:{batch.line}", f"holds {what}: {e}") from e
+        for i in range(batch.columns.num_rows):
+            yield from rows_of(batch.slice(i, 1))
+        return
+    for i, values in enumerate(rows):
+        whole = {**batch.partitions, **values} if columns else values
+        yield Row(batch.number + i, whole, batch.file, batch.line + i, None, columns)
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """:param paths: one or more files: .csv, .csv.gz, .jsonl, .jsonl.gz (.ndjson too) or .parquet."""
+    """
+    Files of rows; formats and gzip may be mixed.
+
+    Directories named ``column=value`` (Hive's partitions) are columns of text of every row below them: URL-decoded, and
+    ``__HIVE_DEFAULT_PARTITION__`` is a null. They serve in ``prompt``, ``key`` and ``keep`` like any other. Where a file
+    has a column of that name itself, the file's is taken.
+
+    :param paths: one or more files: .csv, .tsv, .jsonl, .ndjson, .json (each also with .gz), .parquet, .parq or .pq. A .json
+        file holds JSON lines, as Google's samples, Spark and BigQuery write it.
+    """
 
     paths: tuple[StoragePath, ...]
 
@@ -94,18 +167,85 @@ def _records(records: Iterable[Any]) -> Iterator[Row]:
             raise BadRow(f"row {number}", f"a row is a mapping or a string, not {type(record).__name__}")
 
 
-def _read_file(path: StoragePath, needed: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    name = path.name.lower()
-    compressed = name.endswith(".gz")
-    kind = name.removesuffix(".gz").rpartition(".")[2]
-    reader = READERS.get(kind)
-    if reader is None or (compressed and kind == "parquet"):
+# Paths ------------------------------------------------------------------------------------------------------
+
+
+def partitions_of(path: StoragePath) -> dict[str, str | None]:
+    """Return the columns that a file's directories are named for."""
+    columns: dict[str, str | None] = {}
+    for segment in str(path).split("/")[:-1]:
+        name, equals, value = segment.partition("=")
+        if name and equals:
+            columns[_decoded(name)] = None if value == NULL_PARTITION else _decoded(value)
+    return columns
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:  # not written by Hive's rules: then it stands for itself
+        return text
+
+
+def _short_names(paths: tuple[StoragePath, ...]) -> list[str]:
+    """Names that tell the files apart: partitions often hold files of the same name."""
+    split = [str(path).split("/") for path in paths]
+    shared = 0
+    while len({parts[shared] for parts in split}) == 1 and all(shared + 1 < len(parts) for parts in split):
+        shared += 1
+    return ["/".join(parts[shared:]) for parts in split]
+
+
+def is_known(name: str) -> bool:
+    """True when a file's name tells what it holds."""
+    return _reader(name) is not None or _is_parquet(name)
+
+
+def _is_parquet(name: str) -> bool:
+    stem, _, kind = name.lower().rpartition(".")
+    return bool(stem) and kind in PARQUET
+
+
+def _reader(name: str) -> Reader | None:
+    stem, dot, kind = name.lower().removesuffix(".gz").rpartition(".")
+    return READERS.get(kind) if stem and dot else None
+
+
+def _check_kinds(paths: Iterable[StoragePath]) -> None:
+    unknown = [str(path) for path in paths if not is_known(path.name)]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise SourceUnreadable(
-            f"{path}: cannot tell what it holds from its name. Known endings: .csv, .jsonl, .ndjson (each also with .gz) "
-            "and .parquet."
+            f"{', '.join(unknown[:5])}{more}: cannot tell from the name what is in it. Known endings: .csv, .jsonl, .ndjson, "
+            ".json, .tsv (each also with .gz), .parquet, .parq and .pq."
         )
-    with _opened(path) as raw:
-        yield from reader(_unzipped(raw, path) if compressed else raw, path, needed)
+
+
+# Formats ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    path: StoragePath
+    name: str
+    needed: Mapping[str, str]
+    partitions: Mapping[str, str | None]
+
+    def check_columns(self, own: Iterable[str]) -> None:
+        """:raises UnknownColumn: a needed column is neither in the file nor in the names of its directories."""
+        check_columns(self.needed, dict.fromkeys([*own, *self.partitions]), self.name)
+
+
+Record = tuple[int, Mapping[str, Any], bytes | None]
+"""Line, values, and the line's bytes where it can be sent as it is."""
+
+Reader = Callable[[IO[bytes], _File], Iterator[Record]]
+
+
+def _read_file(file: _File) -> Iterator[Record]:
+    reader = cast("Reader", _reader(file.path.name))
+    with _opened(file.path) as raw:
+        yield from reader(_unzipped(raw, file.path) if file.path.name.lower().endswith(".gz") else raw, file)
 
 
 @contextmanager
@@ -128,29 +268,29 @@ class _Gunzipped:
     """Lines of a gzip file; damage is told as ours, with the file's name."""
 
     def __init__(self, raw: IO[bytes], path: StoragePath) -> None:
-        self._lines, self._path = gzip.GzipFile(fileobj=raw), path
+        self._raw, self._lines, self._path = raw, gzip.GzipFile(fileobj=raw), path
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._lines
         except (gzip.BadGzipFile, EOFError, zlib.error) as e:
             raise SourceUnreadable(f"{self._path} is not a whole gzip file: {e}") from e
+        if self._raw.tell() == 0:  # gzip of nothing has twenty bytes; none at all is an upload that broke off
+            raise SourceUnreadable(f"{self._path} is not a whole gzip file: it has no bytes at all")
 
 
-def _text_lines(raw: Iterable[bytes], path: StoragePath) -> Iterator[str]:
+def _text_lines(raw: Iterable[bytes], name: str) -> Iterator[str]:
     for line, data in enumerate(raw, 1):
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as e:
             bad = data[e.start]
-            raise BadRow(
-                f"{path.name}:{line}", f"not UTF-8 (byte 0x{bad:02x} at column {e.start + 1}). Convert it."
-            ) from e
+            raise BadRow(f"{name}:{line}", f"not UTF-8 (byte 0x{bad:02x} at column {e.start + 1}). Convert it.") from e
         yield text.removeprefix("\ufeff") if line == 1 else text
 
 
-def _read_csv(raw: IO[bytes], path: StoragePath, needed: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.reader(_text_lines(raw, path), strict=True)
+def _read_csv(raw: IO[bytes], file: _File, delimiter: str = ",") -> Iterator[Record]:
+    reader = csv.reader(_text_lines(raw, file.name), delimiter=delimiter, strict=True)
     line = 1
     try:
         header = next((fields for fields in reader if fields), None)
@@ -158,58 +298,98 @@ def _read_csv(raw: IO[bytes], path: StoragePath, needed: Mapping[str, str]) -> I
             return
         doubled = {name for name in header if header.count(name) > 1}
         if doubled:
-            raise BadRow(f"{path.name}:1", f"the header names {', '.join(map(repr, sorted(doubled)))} more than once")
-        check_columns(needed, header, path.name)
+            raise BadRow(
+                f"{file.name}:{reader.line_num}",
+                f"the header names {', '.join(map(repr, sorted(doubled)))} more than once",
+            )
+        file.check_columns(header)
         line = reader.line_num + 1
         for fields in reader:
             if fields:  # a blank line is no record
                 if len(fields) != len(header):
-                    raise BadRow(f"{path.name}:{line}", f"{len(fields)} fields, but the header has {len(header)}")
-                yield line, dict(zip(header, fields, strict=True))
+                    raise BadRow(f"{file.name}:{line}", f"{len(fields)} fields, but the header has {len(header)}")
+                yield line, dict(zip(header, fields, strict=True)), None
             line = reader.line_num + 1
     except csv.Error as e:
-        raise BadRow(f"{path.name}:{line}", f"broken CSV in the record that starts here: {e}") from e
+        raise BadRow(f"{file.name}:{line}", f"broken CSV in the record that starts here: {e}") from e
 
 
-def _read_jsonl(
-    raw: IO[bytes], path: StoragePath, needed: Mapping[str, str]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_tsv(raw: IO[bytes], file: _File) -> Iterator[Record]:
+    return _read_csv(raw, file, "\t")
+
+
+def _read_jsonl(raw: IO[bytes], file: _File) -> Iterator[Record]:
+    blank = first_blank = 0
+    marked = requests = False
     for line, data in enumerate(raw, 1):
-        if line == 1:
-            data = data.removeprefix(b"\xef\xbb\xbf")
+        if line == 1 and data.startswith(BYTE_ORDER_MARK):
+            data, marked = data.removeprefix(BYTE_ORDER_MARK), True
         if not data.strip():
+            blank, first_blank = blank + 1, first_blank or line
             continue
         try:
-            record = orjson.loads(data)
+            record = exact.loads(data)
         except orjson.JSONDecodeError as e:
-            raise BadRow(f"{path.name}:{line}", f"broken JSON: {e}") from e
+            raise BadRow(f"{file.name}:{line}", f"broken JSON: {e}{_likely_cause(data)}") from e
         if isinstance(record, str):
             record = {TEXT_COLUMN: record}
         if not isinstance(record, dict):
-            raise BadRow(f"{path.name}:{line}", f"a row is a JSON object or a string, not {type(record).__name__}")
-        yield line, record
+            mend = ". JSONL has one object on each line, without a list around them" if isinstance(record, list) else ""
+            raise BadRow(
+                f"{file.name}:{line}", f"a row is a JSON object or a string, not {type(record).__name__}{mend}"
+            )
+        if "request" not in record:
+            yield line, record, None
+            continue
+        requests = True
+        if len(record) == 2 and isinstance(record.get("key"), str) and isinstance(record["request"], dict):
+            _refuse_two_keys(data, f"{file.name}:{line}")
+            yield line, record, data.rstrip(b"\r\n")
+        else:
+            yield line, record, None
+    if requests:  # these are written to be sent as they are, so tell what is not
+        _tell_what_is_left_out(file.name, marked, blank, first_blank)
 
 
-def _read_parquet(
-    raw: IO[bytes], path: StoragePath, needed: Mapping[str, str]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(raw)
-        present = file.schema_arrow.names
-        check_columns(needed, present, path.name)
-        line = 0
-        for batch in file.iter_batches(PARQUET_ROWS, columns=list(needed) or None):
-            for values in batch.to_pylist():
-                line += 1
-                yield line, values
-    except pa.ArrowException as e:
-        raise SourceUnreadable(f"{path} is not a readable Parquet file: {e}") from e
+def _likely_cause(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return ". The file is UTF-16; save it as UTF-8"
+    if data.strip() in (b"{", b"["):
+        return ". Here a document spreads over several lines; JSONL has one whole object in each"
+    return ""
 
 
-READERS = {"csv": _read_csv, "jsonl": _read_jsonl, "ndjson": _read_jsonl, "parquet": _read_parquet}
+def _refuse_two_keys(data: bytes, where: str) -> None:
+    """The service may take the first of two, and its answer would come under a key that nobody knows here."""
+    if data.count(b'"key"') < 2:
+        return
+    names: list[str] = []
+
+    def outermost_is_last(pairs: list[tuple[str, Any]]) -> None:
+        names[:] = [name for name, _ in pairs]
+
+    json.loads(data, object_pairs_hook=outermost_is_last)
+    if len(names) > 2:
+        raise BadRow(where, f"the line names {', '.join(sorted(names))}: each may be there once. Remove the others")
+
+
+def _tell_what_is_left_out(name: str, marked: bool, blank: int, first_blank: int) -> None:
+    if marked:
+        log.warning("%s:1: begins with a byte order mark, which is not sent; save the file as UTF-8 without one", name)
+    if blank:
+        lines = "a blank line, which is" if blank == 1 else f"the first of {blank} blank lines, which are"
+        log.warning("%s:%d: %s not sent; remove what is blank", name, first_blank, lines)
+
+
+PARQUET = ("parquet", "parq", "pq")
+
+READERS: dict[str, Reader] = {
+    "csv": _read_csv,
+    "tsv": _read_tsv,
+    "jsonl": _read_jsonl,
+    "ndjson": _read_jsonl,
+    "json": _read_jsonl,
+}
 
 
 def check_columns(needed: Mapping[str, str], present: Iterable[str], where: str) -> None:

@@ -2,75 +2,52 @@
 
 from __future__ import annotations
 
-import base64
+import gc
 import hashlib
 import math
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from datetime import date, datetime, time
-from decimal import Decimal
-from typing import Any, BinaryIO, cast
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import orjson
 
 from airflow_gemini_batch.core import storage
+from airflow_gemini_batch.core.blocks import Block, joined
+from airflow_gemini_batch.core.columns import plain, storable
+from airflow_gemini_batch.core.estimate import Estimate
 from airflow_gemini_batch.core.layout import WorkDirectory
+from airflow_gemini_batch.core.limits import Limits
+from airflow_gemini_batch.core.measuring import Measure
 from airflow_gemini_batch.core.names import Slot
 from airflow_gemini_batch.core.plan import Shard
 from airflow_gemini_batch.core.requests import Request
 from airflow_gemini_batch.core.storage import StoragePath
 from airflow_gemini_batch.exceptions import BadRow, InvalidConfig
 
-API_FILE_BYTES = 2_000_000_000
-"""Largest file that the Files API takes (https://ai.google.dev/gemini-api/docs/files)."""
 
-API_ACTIVE_JOBS = 100
-"""Jobs that may be active in one project (https://ai.google.dev/gemini-api/docs/rate-limits)."""
+def _tokens(size: int) -> int:
+    return math.ceil(size / 4)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """
-    How large things may get.
-
-    :param requests_per_job: the API publishes no number for this.
-    :param bytes_per_job: of one request file; at most :data:`API_FILE_BYTES`.
-    :param bytes_per_request: of one line.
-    :param active_jobs: jobs of one run in flight at a time; at most :data:`API_ACTIVE_JOBS`.
-    """
-
-    requests_per_job: int = 50_000
-    bytes_per_job: int = 1_900_000_000
-    bytes_per_request: int = 20_000_000
-    active_jobs: int = 20
-
-    def __post_init__(self) -> None:
-        for name, most in (
-            ("requests_per_job", None),
-            ("bytes_per_job", API_FILE_BYTES),
-            ("bytes_per_request", self.bytes_per_job),
-            ("active_jobs", API_ACTIVE_JOBS),
-        ):
-            value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int)
-                or value < 1
-                or (most is not None and value > most)
-            ):
-                upto = f" to {most:,}" if most is not None else " or more"
-                raise InvalidConfig(f"Limits.{name} is {value!r}; it takes 1{upto}.")
+Piece: TypeAlias = tuple[Request, str] | Block
+"""One request with where it comes from, for errors; or those of many rows."""
 
 
 def write_shards(
-    requests: Iterable[tuple[Request, str]], work: WorkDirectory, round_number: int, limits: Limits, home: str = ""
+    requests: Iterable[Piece],
+    work: WorkDirectory,
+    round_number: int,
+    limits: Limits,
+    home: str = "",
+    measure: Measure | None = None,
 ) -> tuple[Shard, ...]:
     """
     Write requests to shard files and return what was written.
 
-    :param requests: each with where it comes from, for errors.
+    :param measure: reckons what each shard will use and cost.
+    :raises InvalidConfig: one request alone is over ``limits.enqueued_tokens``.
     :raises InvalidInput: whatever building a request raises; the shard being written then vanishes.
     """
     shards: list[Shard] = []
@@ -82,64 +59,90 @@ def write_shards(
             files = [
                 stack.enter_context(storage.writing(p)) for p in (work.requests(slot, home), work.rows(slot, home))
             ]
-            shard, first = _write_one(slot, first, pending, *files, limits=limits)
-        shards.append(replace(shard, home=home))
+            shard, first = _write_one(slot, first, pending, *files, limits=limits, measure=measure)
+        shards.append(replace(shard, home=home, estimate=measure.shard() if measure else Estimate()))
     return tuple(shards)
 
 
 def _write_one(
     slot: Slot,
-    first: tuple[Request, str] | None,
-    pending: Iterator[tuple[Request, str]],
+    first: Piece | None,
+    pending: Iterator[Piece],
     request_file: BinaryIO,
     row_file: BinaryIO,
     *,
     limits: Limits,
-) -> tuple[Shard, tuple[Request, str] | None]:
-    sent = rows = size = 0
+    measure: Measure | None,
+) -> tuple[Shard, Piece | None]:
+    sent = rows = size = tokens = more = 0
+    media = False
     hashed = hashlib.sha256()
     current = first
     while current is not None:
+        if isinstance(current, Block):
+            room = min(limits.requests_per_job - sent, 2 * limits.requests_per_job - rows)
+            taken = current.slice(0, min(room, current.fitting(limits.bytes_per_job - size)))
+            if not len(taken):
+                break
+            row_file.write(joined(taken.rows))
+            request_file.write(lines := joined(taken.lines))
+            hashed.update(lines)
+            if measure is not None:
+                measure.add_many(taken.lines, len(lines))
+            sent, rows, size = sent + len(taken), rows + len(taken), size + len(lines)
+            current = current.slice(len(taken)) if len(taken) < len(current) else next(pending, None)
+            continue
         request, where = current
         full = sent >= limits.requests_per_job or size + len(request.line) > limits.bytes_per_job
+        if (most := limits.enqueued_tokens) is not None:
+            more = measure.input_tokens(request.line) if measure else _tokens(len(request.line))
+            if more > most:
+                raise InvalidConfig(
+                    f"{where}: the request with key {request.key!r} has about {more:,} tokens, but "
+                    f"Limits.enqueued_tokens is {most:,}. Raise it, or shorten the row."
+                )
+            full = full or tokens + more > most
         # Rows that are not sent count too, or a source of blanks would make one endless file of rows.
-        if rows and (full or rows >= 2 * limits.requests_per_job):
+        if rows and (full or request.begins_job or rows >= 2 * limits.requests_per_job):
             break
         row_file.write(row_line(request, where))
         rows += 1
         if request.line:
             request_file.write(request.line)
             hashed.update(request.line)
+            if measure is not None:
+                measure.add(request.line)
             sent += 1
             size += len(request.line)
+            tokens += more
+            media = media or bool(request.media)
         current = next(pending, None)
-    return Shard(slot, sent, rows, size, hashed.hexdigest()), current
+    return Shard(slot, sent, rows, size, hashed.hexdigest(), media=media), current
 
 
 def row_line(request: Request, where: str) -> bytes:
-    """One line of a rows file: the key, the kept values, and the reason if nothing is sent."""
+    """One line of a rows file: the key, the kept values, the URIs of media, and the reason if nothing is sent."""
     row: dict[str, Any] = {"key": request.key}
+    if request.prompt is not None:
+        row["prompt"] = request.prompt
     if request.keep:
-        # JSON has no infinity and no NaN: as text they can be read back, as null they would be lost.
-        row["keep"] = {
-            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in request.keep.items()
-        }
+        row["keep"] = {name: storable(value) for name, value in request.keep.items()}
     if request.unsent:
         row["unsent"] = request.unsent
+    if request.media:
+        row["media"] = request.media
+    if request.dimensions:
+        row["dimensions"] = request.dimensions
+    if request.earlier:
+        row["earlier"] = request.earlier
     try:
         return orjson.dumps(row, default=plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
     except TypeError as e:
         raise BadRow(where, f"a kept column cannot be stored: {e}") from e
 
 
-def plain(value: object) -> object:
-    """Values that JSON has no word for, in a form that Arrow can read back."""
-    if isinstance(value, Decimal | date | datetime | time):
-        return str(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    raise TypeError(f"{type(value).__name__} values cannot be kept")
+READ_BYTES = 1 << 18
+"""Of a rows file, parsed at a time."""
 
 
 class KeyCheck:
@@ -153,8 +156,8 @@ class KeyCheck:
     def __init__(self) -> None:
         self._hashes = array("q")
 
-    def add(self, key: str) -> None:
-        self._hashes.append(hash(key))
+    def add(self, *keys: str) -> None:
+        self._hashes.extend(map(hash, keys))
 
     def suspects(self) -> set[int]:
         """Hashes that occur more than once."""
@@ -163,13 +166,31 @@ class KeyCheck:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        ordered = pa.array(memoryview(self._hashes)).sort()
+        hashes = pa.Int64Array.from_buffers(pa.int64(), len(self._hashes), [None, pa.py_buffer(self._hashes)])
+        ordered = hashes.sort()
         same_as_next = pc.equal(ordered[:-1], ordered[1:])
         return set(cast("list[int]", ordered[:-1].filter(same_as_next).to_pylist()))
 
 
 def read_rows_file(path: StoragePath) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a shard in the order of its requests: ``key``, and ``keep`` and ``unsent`` where there are."""
+    """Yield the rows of a shard in the order of its requests: what :func:`row_line` wrote."""
     with path.open("rb") as f:
-        for line in f:
-            yield orjson.loads(line)
+        while lines := f.readlines(READ_BYTES):
+            with _no_collection():
+                rows = orjson.loads(b"[" + b",".join(lines) + b"]")
+            yield from rows
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """
+    Make many objects at once. Python would look for cycles again and again meanwhile, in all that the process holds: more
+    work than the rest of landing has in its own thread.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -7,12 +7,13 @@ What one look at a job means to someone who waits for it. No clock, no sleep, no
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from airflow_gemini_batch.core.jobs import Counts, Gone, Job, Refused, Seen, Unreachable
+from airflow_gemini_batch.core.jobs import Counts, Gone, Job, Refused, Seen, Unreachable, cut
 from airflow_gemini_batch.exceptions import StateTooNew, StateUnreadable
 
 SURE_AFTER = 3
@@ -24,13 +25,18 @@ HEARTBEAT = 600.0
 JITTER = 0.1
 """Part of the interval by which a pause varies, so that tasks started together drift apart."""
 
+LONGEST_QUIET = 600.0
+"""Seconds for which a service that refuses looks is left alone, at most: a job may have ended meanwhile."""
+
 EVENT_VERSION = 1
+EVENT_DETAIL = 300
+"""Characters of each job's detail in an event: a hundred jobs may be in it, and it goes through Airflow's database."""
 
 How = Literal["ended", "gone", "refused", "timed_out"]
 HOWS: tuple[How, ...] = get_args(How)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wait:
     """
     One job being waited for.
@@ -54,8 +60,10 @@ class Outcome:
     detail: str = ""
 
 
-def step(wait: Wait, seen: Seen, *, now: float) -> Wait | Outcome:
-    """Decide what one look at the job means."""
+def step(wait: Wait, seen: Seen | None, *, now: float) -> Wait | Outcome:
+    """Decide what one look at the job means; None if there was none since the last step, so that no look counts twice."""
+    if seen is None:
+        return wait if now < wait.deadline else Outcome(wait.job, "timed_out", "it was not seen again")
     if isinstance(seen, Job) and seen.phase.ended:
         return Outcome(wait.job, "ended", seen.state)
     doubt: How | None = "gone" if isinstance(seen, Gone) else "refused" if isinstance(seen, Refused) else None
@@ -67,9 +75,29 @@ def step(wait: Wait, seen: Seen, *, now: float) -> Wait | Outcome:
     return replace(wait, doubt=doubt, doubts=doubts)
 
 
+class Quiet:
+    """How long a service that refuses looks for want of a quota is left alone: as long as it asks, or longer each time."""
+
+    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+        self._jitter, self._rounds = jitter, 0
+
+    def after(self, refusals: Collection[float], *, answered: bool, interval: float) -> float:
+        """
+        Return the seconds until the next round of looks, at least; a little more, so that those refused together come back
+        apart.
+
+        :param refusals: ``retry_after`` of each look of this round that a quota refused.
+        :param answered: other looks of the round were answered.
+        :param interval: seconds between rounds otherwise.
+        """
+        self._rounds = self._rounds + 1 if refusals and not answered else 0
+        own = interval * 2.0 ** min(self._rounds - 1, 30) if self._rounds > 1 else 0.0
+        return min(LONGEST_QUIET, max(refusals, default=0.0) or own) * (1 + JITTER * self._jitter())
+
+
 @dataclass(frozen=True)
 class LookAt:
-    """Command: look at these jobs and send back what was seen, by name."""
+    """Command: look at these jobs and send back what was seen, by name (see :func:`step` for None)."""
 
     jobs: tuple[str, ...]
 
@@ -81,7 +109,8 @@ class Pause:
     seconds: float
 
 
-Watching = Generator[LookAt | Pause, Mapping[str, Seen] | None, tuple[Outcome, ...]]
+Looks = Mapping[str, Seen | None]
+Watching = Generator[LookAt | Pause, Looks | None, tuple[Outcome, ...]]
 
 
 def watching(
@@ -91,19 +120,21 @@ def watching(
     clock: Callable[[], float],
     tell: Callable[[str], None],
     jitter: Callable[[], float] = random.random,
+    until: float | None = None,
 ) -> Watching:
     """
     Wait until at least one job is worth another look by the flow; returns all that are.
+
+    :param until: Unix time at which the wait ends anyway, with no outcome; then there may be no jobs at all.
 
     :param interval: seconds between looks, varied by :data:`JITTER`.
     :param clock: Unix time in seconds.
     :param tell: takes a line for the log, when progress changed or :data:`HEARTBEAT` passed.
     """
     still = {wait.job: wait for wait in waits}
-    progress = Progress(clock(), total=len(still))
-    while True:
-        looks = yield LookAt(tuple(still))
-        seen = looks or {}
+    progress, quiet = Progress(clock(), total=len(still)), Quiet(jitter)
+    while still or (until is not None and clock() < until):
+        seen = ((yield LookAt(tuple(still))) or {}) if still else {}
         now = clock()
         outcomes = []
         for job, wait in still.items():
@@ -112,18 +143,24 @@ def watching(
                 outcomes.append(decided)
             else:
                 still[job] = decided
-        if line := progress.line(seen, now):
+        known = {job: one for job, one in seen.items() if one is not None}
+        if known and (line := progress.line(known, now)):
             tell(line)
-        if outcomes:
+        ends = [wait.deadline for wait in still.values()] + ([] if until is None else [until])
+        if outcomes or (until is not None and now >= until):
             return tuple(outcomes)
         pause = interval * (1 + JITTER * (2 * jitter() - 1))
+        refusals = [
+            one.retry_after for one in known.values() if isinstance(one, Unreachable) and one.retry_after is not None
+        ]
+        pause = max(pause, quiet.after(refusals, answered=len(refusals) < len(known), interval=interval))
         # The deadline ends the wait on time, also when it is nearer than the next look.
-        nearest = min(wait.deadline for wait in still.values())
-        yield Pause(max(0.0, min(pause, nearest - now)))
+        yield Pause(max(0.0, min(pause if still else math.inf, min(ends) - now)))
+    return ()
 
 
 def drive(
-    steps: Watching, look: Callable[[tuple[str, ...]], Mapping[str, Seen]], sleep: Callable[[float], None]
+    steps: Watching, look: Callable[[tuple[str, ...]], Looks], sleep: Callable[[float], None]
 ) -> tuple[Outcome, ...]:
     """Run a wait in a worker."""
     try:
@@ -140,7 +177,7 @@ def drive(
 
 async def adrive(
     steps: Watching,
-    look: Callable[[tuple[str, ...]], Awaitable[Mapping[str, Seen]]],
+    look: Callable[[tuple[str, ...]], Awaitable[Looks]],
     sleep: Callable[[float], Awaitable[None]],
 ) -> tuple[Outcome, ...]:
     """Run a wait in the triggerer."""
@@ -165,16 +202,18 @@ class Progress:
 
     def line(self, seen: Mapping[str, Seen], now: float) -> str:
         """Return the line to log, or ``""`` when there is nothing new to say."""
+        if not seen:
+            return ""
         if len(seen) == 1:
             (one,) = seen.values()
             content = describe(one)
-            age = _age(now - one.created_at.timestamp()) if isinstance(one, Job) and one.created_at else ""
+            old = age(now - one.created_at.timestamp()) if isinstance(one, Job) and one.created_at else ""
         else:
-            content, age = summarise(seen), ""
+            content, old = summarise(seen), ""
         if content == self._told and now - self._told_at < HEARTBEAT:
             return ""
         self._told, self._told_at = content, now
-        return f"{content}, {f'age {age}' if age else f'waiting for {_age(now - self._since)}'}"
+        return f"{content}, {f'age {old}' if old else f'waiting for {age(now - self._since)}'}"
 
 
 def describe(seen: Seen) -> str:
@@ -209,7 +248,8 @@ def _counted(counts: Counts) -> str:
     return f", {counts.done:,} of {counts.total:,} done, {counts.failed:,} failed" if counts.total else ""
 
 
-def _age(seconds: float) -> str:
+def age(seconds: float) -> str:
+    """A time span in words: ``26 h 03 min``, ``3 min 05 s``, ``12 s``."""
     minutes, s = divmod(max(0, int(seconds)), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours} h {m:02d} min" if hours else f"{m} min {s:02d} s" if m else f"{s} s"
@@ -217,7 +257,8 @@ def _age(seconds: float) -> str:
 
 def to_event(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What the trigger sends to the worker: plain JSON with a version."""
-    return {"version": EVENT_VERSION, "outcomes": [{"job": o.job, "how": o.how, "detail": o.detail} for o in outcomes]}
+    told = [{"job": o.job, "how": o.how, "detail": cut(o.detail, EVENT_DETAIL)} for o in outcomes]
+    return {"version": EVENT_VERSION, "outcomes": told, "woken_by": "jobs" if told else "time"}
 
 
 def from_event(event: Mapping[str, Any] | None) -> tuple[Outcome, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import closing
 from functools import cached_property
@@ -11,12 +12,14 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 
 from airflow_gemini_batch.connection_form import FIELDS, UI_BEHAVIOUR
 from airflow_gemini_batch.exceptions import CredentialsRefused, InvalidConfig, RequestRefused, ServiceUnreachable
+from airflow_gemini_batch.settings import CONN_ID
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
     from google import genai
 
     from airflow_gemini_batch.core.client import Client
+    from airflow_gemini_batch.core.prices import PriceTable
     from airflow_gemini_batch.core.rest import Account
 
 
@@ -25,13 +28,13 @@ class GeminiHook(BaseHook):
     A Gemini Developer API account.
 
     The connection's password is the API key, its host the base URL (optional), its extra may hold ``api_version``,
-    ``timeout`` (seconds for one call) and ``backend`` (``"developer"``).
+    ``timeout`` (seconds for one call), ``prices`` (see :class:`GeminiBatchOperator`) and ``backend`` (``"developer"``).
 
     :param gemini_conn_id: id of a connection of type ``gemini_batch``.
     """
 
     conn_name_attr = "gemini_conn_id"
-    default_conn_name = "gemini_batch_default"
+    default_conn_name = CONN_ID
     conn_type = "gemini_batch"
     hook_name = "Gemini Batch"
 
@@ -67,6 +70,23 @@ class GeminiHook(BaseHook):
             f"There is no connection {self.gemini_conn_id!r}. Create one of type {self.conn_type!r} with the Gemini API key "
             "as its password."
         )
+
+    @cached_property
+    def prices(self) -> PriceTable:
+        """
+        Batch prices from the connection's extra ``prices``.
+
+        :raises InvalidConfig: they cannot be understood.
+        """
+        from airflow_gemini_batch.core.prices import NO_TABLE, PriceTable
+
+        given = self.get_connection(self.gemini_conn_id).extra_dejson.get("prices")
+        if isinstance(given, str) and given.strip():
+            try:
+                given = json.loads(given)
+            except ValueError as e:
+                raise InvalidConfig(f"Connection {self.gemini_conn_id!r}: prices is no JSON: {e}") from e
+        return PriceTable.parse(given, where=f"prices of connection {self.gemini_conn_id!r}") if given else NO_TABLE
 
     @cached_property
     def client(self) -> Client:
@@ -127,18 +147,30 @@ def account_of(connection: Connection) -> Account:
 
     :raises InvalidConfig: it lacks the key, or something in it cannot be used.
     """
+    return make_account(
+        f"Connection {connection.conn_id!r}", connection.password,
+        base_url_of(connection.host, connection.schema, connection.port), connection.extra_dejson,
+    )  # fmt: skip
+
+
+def make_account(where: str, password: str | None, host: str, extra: Mapping[str, Any]) -> Account:
+    """
+    Check the parts of a connection.
+
+    :param where: what an error calls it.
+    :param host: base URL, empty for the service's own.
+    :raises InvalidConfig: the key is missing, or something cannot be used.
+    """
     from airflow_gemini_batch.core.rest import DEFAULT_API_VERSION, DEFAULT_BASE_URL, DEFAULT_TIMEOUT, Account
 
     def wrong(problem: str) -> InvalidConfig:
-        return InvalidConfig(f"Connection {connection.conn_id!r}: {problem}")
+        return InvalidConfig(f"{where}: {problem}")
 
-    extra: Mapping[str, Any] = connection.extra_dejson
-    key = (connection.password or "").strip()
+    key = (password or "").strip()
     if not key:
         raise wrong("it has no password; put the Gemini API key there.")
-    base_url = _base_url(connection)
     backend = str(extra.get("backend") or "developer")
-    if backend != "developer" or "aiplatform" in base_url:
+    if backend != "developer" or "aiplatform" in host:
         raise wrong(
             "this is Vertex AI's backend. Only the Gemini Developer API is supported: leave backend and host empty, and use "
             "an API key from Google AI Studio."
@@ -151,16 +183,17 @@ def account_of(connection: Connection) -> Account:
         timeout = 0.0
     if not 0 < timeout <= 3600:
         raise wrong(f"timeout is {extra.get('timeout')!r}; it takes seconds for one call, above 0 and up to 3600.")
-    return Account(key, base_url or DEFAULT_BASE_URL, str(extra.get("api_version") or DEFAULT_API_VERSION), timeout)
+    return Account(key, host or DEFAULT_BASE_URL, str(extra.get("api_version") or DEFAULT_API_VERSION), timeout)
 
 
-def _base_url(connection: Connection) -> str:
-    host = (connection.host or "").strip().rstrip("/")
+def base_url_of(host: str | None, schema: str | None = None, port: int | None = None) -> str:
+    """The base URL that a connection's fields mean, empty if it names none."""
+    host = (host or "").strip().rstrip("/")
     if not host:
         return ""
     if "://" not in host:
         # A connection URI (AIRFLOW_CONN_...) splits a URL into its parts.
-        host = f"{connection.schema or 'https'}://{host}" + (f":{connection.port}" if connection.port else "")
-    elif connection.port:
-        host += f":{connection.port}"
+        host = f"{schema or 'https'}://{host}" + (f":{port}" if port else "")
+    elif port:
+        host += f":{port}"
     return host

@@ -1,0 +1,109 @@
+"""Rows of a Parquet file, many at a time and by the column: as Python values they would cost more than all that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any
+
+from airflow_gemini_batch.core.columns import Column
+from airflow_gemini_batch.core.kinds import in_microseconds
+from airflow_gemini_batch.core.storage import StoragePath, is_local
+from airflow_gemini_batch.exceptions import SourceUnreadable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+MOST_ROWS = 4096
+BATCH_BYTES = 1 << 20
+"""What a batch should hold, by the file's own word on how large its rows are: what a processor's cache holds."""
+
+BUFFER_BYTES = 1 << 18
+"""Read at a time, of each column."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """
+    Adjacent rows of one file.
+
+    :param columns: with microseconds for nanoseconds; ``declared``: as the file has them.
+    :param number: of the first row, over all files; ``line`` in its file.
+    :param partitions: columns that the names of directories give; the file's own go first.
+    """
+
+    columns: pa.RecordBatch
+    declared: pa.Schema
+    number: int
+    file: str
+    line: int
+    partitions: Mapping[str, str | None]
+
+    def slice(self, start: int, length: int) -> RowBatch:
+        return replace(
+            self, columns=self.columns.slice(start, length), number=self.number + start, line=self.line + start
+        )
+
+    def type_of(self, name: str) -> pa.DataType:
+        """The declared type of a column."""
+        import pyarrow as pa
+
+        return self.declared.field(name).type if name in self.declared.names else pa.string()
+
+
+def read_batches(
+    raw: IO[bytes], path: StoragePath, needed: Collection[str], check: Callable[[list[str]], None]
+) -> Generator[pa.RecordBatch, None, None]:
+    """
+    Yield a file's rows in order; of a file without rows, its columns.
+
+    :param needed: the columns to read; none: all.
+    :param check: gets the names of all columns before the first row.
+    :raises SourceUnreadable: it is not a Parquet file, or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Through Python a page of many megabytes would be in memory twice, and malloc keeps such room once it has had it.
+        source: Any = pa.OSFile(str(path), "rb") if is_local(path) else raw
+        # Otherwise Arrow reads row groups whole, and a file is often one row group.
+        parquet = pq.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        present = parquet.schema_arrow.names
+        if doubled := {name for name in present if present.count(name) > 1}:
+            raise SourceUnreadable(f"{path} has more than one column {', '.join(map(repr, sorted(doubled)))}.")
+        check(present)
+        columns = [name for name in present if name in needed] if needed else None
+        for group in range(parquet.num_row_groups):  # one after the other: together their pages are held to the end
+            yield from parquet.iter_batches(_batch_rows(parquet, group), row_groups=[group], columns=columns)
+        if not parquet.metadata.num_rows:
+            fields = [field for field in parquet.schema_arrow if columns is None or field.name in columns]
+            yield pa.record_batch([pa.nulls(0, field.type) for field in fields], schema=pa.schema(fields))
+    except pa.ArrowException as e:
+        raise SourceUnreadable(f"{path} is not a readable Parquet file: {e}") from e
+
+
+def without_nanoseconds(batch: pa.RecordBatch, told: Callable[[str], None] = lambda name: None) -> pa.RecordBatch:
+    """
+    Python knows no finer time than microseconds, and refuses to read nanoseconds at all where pandas is not installed.
+
+    :param told: gets the name of each column that has lost something by it.
+    """
+    import pyarrow as pa
+
+    for i, field in enumerate(batch.schema):
+        coarse = in_microseconds(field.type)
+        if coarse != field.type:
+            column: Column = batch.columns[i]
+            fine = column.dictionary_decode() if pa.types.is_dictionary(field.type) else column
+            cut = fine.cast(coarse, safe=False)
+            if not cut.cast(fine.type).equals(fine):
+                told(field.name)
+            batch = batch.set_column(i, field.name, cut)
+    return batch
+
+
+def _batch_rows(parquet: pq.ParquetFile, group: int) -> int:
+    told = parquet.metadata.row_group(group)
+    return max(1, min(MOST_ROWS, BATCH_BYTES * told.num_rows // max(1, told.total_byte_size)))

@@ -1,0 +1,298 @@
+"""Jobs and files at the service, looked at and put away: get, list, cancel, delete, clean up. All are safe to retry."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_gemini_batch import settings
+from airflow_gemini_batch.core.checks import a_job, job_names, whole
+from airflow_gemini_batch.exceptions import InvalidConfig
+from airflow_gemini_batch.failures import failing_fast
+from airflow_gemini_batch.links.batch import GeminiJobLink, job_url, push
+from airflow_gemini_batch.operators.checking import check_given
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_gemini_batch.core.client import Client
+    from airflow_gemini_batch.core.jobs import Job
+
+SHOWN = 50
+"""Names listed in a clean-up's XCom value; the log has them all."""
+
+
+class _AtTheService(BaseOperator):
+    """What these operators share: a connection and a look."""
+
+    template_fields: Sequence[str] = ("gemini_conn_id",)
+    ui_color = "#f3eee8"
+    ui_fgcolor = "#1a3a8f"
+
+    def __init__(self, *, gemini_conn_id: str = settings.CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gemini_conn_id = gemini_conn_id
+
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        from airflow_gemini_batch.hooks.gemini import GeminiHook
+
+        with failing_fast():
+            client = GeminiHook(self.gemini_conn_id).client
+            try:
+                yield client
+            finally:
+                client.close()
+
+
+class _OnJobs(_AtTheService):
+    """
+    :param job: name of a job, ``batches/...``, or what a sensor returned; or a list of them.
+    :param missing_ok: a job that is not there is no error; its ``state`` is then ``"GONE"``.
+    """
+
+    template_fields: Sequence[str] = ("job", "gemini_conn_id")
+    operator_extra_links = (GeminiJobLink(),)
+
+    def __init__(self, *, job: Any, missing_ok: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.job = job
+        self.missing_ok = missing_ok
+        check_given(self, {"job": a_job})
+
+    def execute(self, context: Context) -> Any:
+        from airflow_gemini_batch.core.ends import find
+        from airflow_gemini_batch.exceptions import NoSuchJob
+
+        told = []
+        with self._client() as client:
+            names = job_names(self.job)
+            push(context, GeminiJobLink, job_url(names[0]))
+            for name in names:
+                try:
+                    told.append(self._on(client, find(client, name)))
+                except NoSuchJob as e:
+                    if not self.missing_ok:
+                        raise
+                    self.log.warning("%s", e)
+                    told.append({"job": name, "state": "GONE"})
+        return told[0] if isinstance(self.job, str | Mapping) else told
+
+    @abstractmethod
+    def _on(self, client: Client, job: Job) -> dict[str, object]:
+        """Do it to one job that is there; returns the job's part of the result."""
+
+
+class GeminiGetBatchJobOperator(_OnJobs):
+    """
+    Look at a job; returns what the service says: ``job``, ``state``, ``ended``, ``display_name``, ``model``, ``kind``,
+    ``created_at``, ``ended_at``, ``requests``, ``succeeded``, ``failed``, ``pending``, ``input_file``, ``results`` and
+    ``error``.
+
+    :param job: name of a job, ``batches/...``, or what a sensor returned; or a list of them (then a list is returned).
+    :param missing_ok: a job that is not there is no error; its ``state`` is then ``"GONE"``.
+    :param gemini_conn_id: connection of type ``gemini_batch``.
+    """
+
+    def _on(self, client: Client, job: Job) -> dict[str, object]:
+        from airflow_gemini_batch.core.ends import facts
+
+        return facts(job)
+
+
+class GeminiCancelBatchJobOperator(_OnJobs):
+    """
+    Cancel a job, look what became of it, and return that as :class:`GeminiGetBatchJobOperator` does.
+
+    A job that has ended already is left as it is: its ``state`` tells. What was done before the end is billed.
+
+    :param job: name of a job, ``batches/...``, or what a sensor returned; or a list of them (then a list is returned).
+    :param missing_ok: a job that is not there is no error; its ``state`` is then ``"GONE"``.
+    :param gemini_conn_id: connection of type ``gemini_batch``.
+    """
+
+    def _on(self, client: Client, job: Job) -> dict[str, object]:
+        from airflow_gemini_batch.core.ends import facts, find
+        from airflow_gemini_batch.exceptions import ServiceUnreachable
+
+        if not job.phase.ended:
+            cancel = client.cancel(job.name)
+            self.log.info("%s", cancel)
+            if not cancel.accepted:
+                raise ServiceUnreachable(str(cancel))
+            job = find(client, job.name)
+        return facts(job)
+
+
+class GeminiDeleteBatchJobOperator(_OnJobs):
+    """
+    Delete the record of a job that has ended, and so its results; returns what it said last.
+
+    Deleting does not stop a job, so one that runs is an error: cancel it first. One that is gone already is no error.
+
+    :param job: name of a job, ``batches/...``, or what a sensor returned; or a list of them (then a list is returned).
+    :param files: also delete its request file and its result file.
+    :param missing_ok: a job that is not there is no error (the default here); its ``state`` is then ``"GONE"``.
+    :param gemini_conn_id: connection of type ``gemini_batch``.
+    """
+
+    def __init__(self, *, files: bool = False, missing_ok: bool = True, **kwargs: Any) -> None:
+        super().__init__(missing_ok=missing_ok, **kwargs)
+        self.files = files
+
+    def _on(self, client: Client, job: Job) -> dict[str, object]:
+        from airflow_gemini_batch.core.ends import facts
+
+        if not job.phase.ended:
+            raise InvalidConfig(
+                f"{job.name} is {job.state}. Deleting it would not stop it, and it would be billed: cancel it first."
+            )
+        for name in (job.input_file, job.results) if self.files else ():
+            if name:
+                client.delete_file(name)
+        client.delete_job(job.name)
+        self.log.info("Deleted %s", job.name)
+        return facts(job)
+
+
+class GeminiListBatchJobsOperator(_AtTheService):
+    """
+    List the jobs of the key's project, all pages, newest first; returns a list as :class:`GeminiGetBatchJobOperator` does.
+
+    :param states: only jobs in these states, e.g. ``["PENDING", "RUNNING"]``; prefixes of the API are taken, too.
+    :param older_than: only jobs created at least so long ago; seconds or a ``timedelta``.
+    :param newer_than: only jobs created less than so long ago.
+    :param ours_only: only jobs of this package.
+    :param limit: most jobs that are returned; how many there are is logged.
+    :param gemini_conn_id: connection of type ``gemini_batch``.
+    """
+
+    template_fields: Sequence[str] = ("states", "older_than", "newer_than", "gemini_conn_id")
+
+    def __init__(
+        self,
+        *,
+        states: str | Sequence[str] = (),
+        older_than: timedelta | float | None = None,
+        newer_than: timedelta | float | None = None,
+        ours_only: bool = False,
+        limit: int = 1000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.states = states
+        self.older_than = older_than
+        self.newer_than = newer_than
+        self.ours_only = ours_only
+        self.limit = limit
+        check_given(self, {"limit": whole(0)})
+
+    def execute(self, context: Context) -> list[dict[str, object]]:
+        from airflow_gemini_batch.core.ends import facts
+        from airflow_gemini_batch.core.jobs import PHASE_OF_STATE, bare_state
+        from airflow_gemini_batch.core.steps import is_ours
+
+        with self._client() as client:
+            given = (self.states,) if isinstance(self.states, str) else self.states
+            states = {bare_state(one.strip().upper()) for one in given if one.strip()}
+            if unknown := sorted(states - PHASE_OF_STATE.keys()):
+                raise InvalidConfig(f"states names {', '.join(unknown)}; it takes {', '.join(PHASE_OF_STATE)}.")
+            before, after = _ago("older_than", self.older_than), _ago("newer_than", self.newer_than)
+            found = [
+                job
+                for job in client.list_jobs()
+                if (not states or job.state in states)
+                and (not self.ours_only or is_ours(job.display_name))
+                and (before is None or (job.created_at is not None and job.created_at.timestamp() <= before))
+                and (after is None or (job.created_at is not None and job.created_at.timestamp() > after))
+            ]
+        found.sort(key=lambda job: job.created_at.timestamp() if job.created_at else 0.0, reverse=True)
+        self.log.info("%s jobs%s", len(found), f", {self.limit} are returned" if len(found) > self.limit else "")
+        return [facts(job) for job in found[: self.limit]]
+
+
+class GeminiCleanUpFilesOperator(_AtTheService):
+    """
+    Remove what this package left at the service: its uploads, and its jobs that have ended, once they are old enough.
+
+    By default it only looks. Uploads of a run whose jobs still run are kept, and so is everything that is not this package's.
+    **Results that nobody has landed go with their job**: choose an age by which every run has landed, or ``jobs=False``, e.g.
+    in a teardown. Returns ``dry_run``, ``files`` and ``jobs`` (numbers), ``bytes`` (of the files), ``kept`` (old files that a
+    running job may need) and ``names`` (the first of what is removed).
+
+    :param older_than: age in seconds, or a ``timedelta``: of a file since it was uploaded, of a job since it ended.
+    :param dry_run: only tell what would be removed.
+    :param files: see to files. The service itself removes them after 48 hours.
+    :param jobs: see to jobs.
+    :param gemini_conn_id: connection of type ``gemini_batch``.
+    """
+
+    template_fields: Sequence[str] = ("older_than", "only_look", "gemini_conn_id")
+
+    def __init__(
+        self,
+        *,
+        older_than: timedelta | float,
+        dry_run: bool | str = True,
+        files: bool = True,
+        jobs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.older_than = older_than
+        self.only_look = dry_run  # BaseOperator has a method ``dry_run``
+        self.files = files
+        self.jobs = jobs
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from airflow_gemini_batch.core.steps import find_leftovers
+
+        with self._client() as client:
+            before = _ago("older_than", self.older_than)
+            if before is None:
+                raise InvalidConfig("older_than is None; it takes an age in seconds, 0 or more.")
+            left = find_leftovers(client, before=before, files=self.files, jobs=self.jobs)
+            only_look = _is_true("dry_run", self.only_look)
+            doing = "Would remove" if only_look else "Removing"
+            for name in (*left.files, *left.jobs):
+                self.log.info("%s %s", doing, name)
+            if not only_look:
+                for name in left.files:
+                    client.delete_file(name)
+                for name in left.jobs:
+                    client.delete_job(name)
+        return {
+            "dry_run": only_look,
+            "files": len(left.files),
+            "jobs": len(left.jobs),
+            "bytes": left.size,
+            "kept": left.kept,
+            "names": [*left.files, *left.jobs][:SHOWN],
+        }
+
+
+def _ago(setting: str, age: timedelta | float | str | None) -> float | None:
+    """Unix time so long ago. :raises InvalidConfig: it is no age."""
+    if age is None or age == "":
+        return None
+    try:
+        seconds = age.total_seconds() if isinstance(age, timedelta) else float(age)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not seconds >= 0:
+        raise InvalidConfig(f"{setting} is {age!r}; it takes an age in seconds, 0 or more, or a timedelta.")
+    return time.time() - seconds
+
+
+def _is_true(setting: str, given: bool | str) -> bool:
+    """A template gives text: ``"{{ params.dry_run }}"``."""
+    word = str(given).strip().lower()
+    if word not in ("true", "false"):
+        raise InvalidConfig(f"{setting} is {given!r}; it takes True or False.")
+    return word == "true"
