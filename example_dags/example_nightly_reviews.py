@@ -20,7 +20,7 @@ with DAG(
     start_date=pendulum.datetime(2026, 11, 1, tz="UTC"),
     catchup=False,
     tags=["gemini", "batch", "example"],
-):
+) as dag:
     summarise = GeminiBatchOperator(
         task_id="summarise_reviews",
         model="gemini-2.5-flash",
