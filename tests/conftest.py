@@ -57,8 +57,10 @@ def point_at(url: str, monkeypatch: pytest.MonkeyPatch, *, key: str = "test-key"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses that are there for the real service's sake are short in tests; what they separate stays the same."""
-    from airflow_gemini_batch.core import submitting
+    from airflow_gemini_batch.core import patience, submitting
 
+    monkeypatch.setattr(patience, "FIRST", 0.05)
+    monkeypatch.setattr(patience, "LONGEST", 0.2)
     monkeypatch.setattr(submitting, "MARGIN", 1.0)
     monkeypatch.setattr(submitting, "LOOK_EVERY", 0.2)
 

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -120,7 +120,8 @@ def serve() -> Iterator[Callable[..., Served]]:
                     for name, value in ({"Content-Length": str(len(data)), "Connection": "close"} | headers).items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(data)
+                    with suppress(ConnectionError):  # whoever asked may be gone
+                        self.wfile.write(data)
                     self.close_connection = True
 
                 do_POST = do_DELETE = do_GET  # noqa: N815
@@ -187,7 +188,9 @@ def finish(client: Client) -> Callable[..., Manifest]:
                 return reached
             assert isinstance(reached, Waiting)
             starting = False
-            steps = watching(reached.waits, interval=interval, clock=services.clock, tell=lambda line: None)
+            steps = watching(
+                reached.waits, interval=interval, clock=services.clock, tell=lambda line: None, until=reached.not_before
+            )
             outcomes = drive(steps, services.client.look_at_all, services.sleep)
         raise AssertionError("the run did not come to an end")
 

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
+import json
 import logging
 import socket
+from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from airflow_gemini_batch.core.client import ATTEMPTS, RemoteFile
+from airflow_gemini_batch.core.client import ATTEMPTS
 from airflow_gemini_batch.core.jobs import Gone, Job, Phase, Refused, Unreachable
+from airflow_gemini_batch.core.remote_files import RemoteFile, _sha256
 from airflow_gemini_batch.emulator import Emulator, Faults, HttpError, Options, Truncation
 from airflow_gemini_batch.exceptions import (
     CreateInDoubt,
@@ -145,8 +151,31 @@ def test_full_house_is_a_quota(connect, requests):
         client = connect(gemini.url)
         file = client.upload(requests, file_id="a", display_name="a").name
         create(client, file)
-        with pytest.raises(QuotaExceeded):
+        with pytest.raises(QuotaExceeded) as caught:
             create(client, file)
+        assert (caught.value.phase, caught.value.quota) == ("create", "not named by the service")
+
+
+@pytest.mark.parametrize("call", ["upload_start", "upload_chunk"])
+@pytest.mark.parametrize(
+    "more", [{"retry_seconds": 22, "quota": "uploads"}, {"retry_after": 22}, {"html": True}], ids=str
+)
+def test_an_upload_refused_by_a_quota_says_so_and_is_not_repeated(emulator, client, requests, call, more):
+    emulator.faults = Faults(http_errors={call: HttpError(429, **more)})
+    with pytest.raises(QuotaExceeded) as caught:
+        client.upload(requests, file_id="a", display_name="a")
+    assert (caught.value.phase, caught.value.retry_after) == ("upload", None if "html" in more else 22)
+    assert ("uploads" in caught.value.quota) is ("quota" in more)
+    assert emulator.calls["upload_start"] == 1
+    assert emulator.calls["upload_chunk"] <= 3, "the SDK sends a piece again by itself, and nobody else does"
+
+
+def test_a_look_refused_by_a_quota_says_when_to_look_again(emulator, client):
+    emulator.faults = Faults(http_errors={"get": HttpError(429, retry_seconds=90, quota="looks")})
+    seen = client.look("batches/x")
+    assert isinstance(seen, Unreachable)
+    assert seen.retry_after == 90
+    assert "looks" in seen.detail
 
 
 def test_a_bad_key_is_refused_on_every_way(emulator, connect, requests):
@@ -276,6 +305,46 @@ def test_an_upload_arrives_byte_for_byte_under_the_chosen_name(emulator, client,
     assert (shown["displayName"], shown["mimeType"]) == ("shown", "application/jsonl")
 
 
+def test_any_kind_of_file_is_uploaded_and_told_with_address_state_and_hash(emulator, client, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a picture")
+    file = client.upload(path, file_id="agb1-abc", display_name="shown", mime_type="image/png")
+    (there,) = emulator.files
+    assert (there["mimeType"], there["uri"]) == ("image/png", file.uri)
+    assert file == client.file(file.name) == replace(file, state="ACTIVE", found=False)
+    assert file.sha256 == hashlib.sha256(b"a picture").hexdigest()
+    assert client.upload(path, file_id="agb1-abc", display_name="shown") == replace(file, found=True)
+
+
+def test_a_file_is_told_while_it_is_processed_and_when_that_failed(connect, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"a film")
+    with Emulator(processing_seconds=60, faults=Faults(fail_files={"video/mp4"})) as emulator:
+        client = connect(emulator.url)
+        file = client.upload(path, file_id="a", display_name="a", mime_type="video/mp4")
+        assert (file.state, file.error) == ("PROCESSING", "")
+        emulator.clock.advance(61)
+        failed = client.file(file.name)
+        assert (failed.state, failed.error) == ("FAILED", "The file could not be processed.")
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (base64.b64encode(b"AB" * 32).decode(), "ab" * 32),  # what the service sends: the digest in hex, encoded
+        (base64.b64encode(bytes.fromhex("ab" * 32)).decode(), "ab" * 32),  # what its documents say
+        (base64.b64encode(b"short").decode(), None),
+        (base64.b64encode(b"xy" * 32).decode(), None),
+        ("no base64!", None),
+        ("é", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_hash_that_cannot_be_read_is_no_hash(told, expected):
+    assert _sha256(told) == expected
+
+
 def test_the_same_upload_again_is_the_file_that_is_there(emulator, client, requests):
     first = client.upload(requests, file_id="agb1-abc", display_name="x")
     again = client.upload(requests, file_id="agb1-abc", display_name="x")
@@ -309,6 +378,43 @@ def test_an_upload_that_is_interrupted_is_tried_again(emulator, client, requests
     file = client.upload(requests, file_id="agb1-abc", display_name="x")
     assert emulator.read_file(file.name) == requests.read_bytes()
     assert len(emulator.files) == 1
+
+
+@pytest.fixture
+def open_upload(serve, monkeypatch):
+    """A service that refuses pieces so many times, and says each time that the upload is still open."""
+    monkeypatch.setattr("google.genai._api_client.INITIAL_RETRY_DELAY", 0.01)
+    pieces = Counter()
+
+    def start(*statuses: int):
+        def answer(path, number):
+            if "upload_id=" not in path:
+                return 200, {"X-Goog-Upload-URL": f"{served.url}/upload/v1beta/files?upload_id=1"}, b"{}"
+            pieces["sent"] += 1
+            if pieces["sent"] <= len(statuses):
+                error = {"error": {"code": statuses[pieces["sent"] - 1], "message": "not now", "status": "UNAVAILABLE"}}
+                return error["error"]["code"], {"X-Goog-Upload-Status": "active"}, json.dumps(error).encode()
+            file = {"name": "files/agb1-abc", "sizeBytes": "5"}
+            return 200, {"X-Goog-Upload-Status": "final"}, json.dumps({"file": file}).encode()
+
+        served = serve(answer)
+        return served
+
+    return start
+
+
+@pytest.mark.parametrize("statuses", [[503], [503] * 4, [500, 408], [400], [429]], ids=str)
+def test_a_last_piece_that_is_not_taken_at_once_is_sent_again(connect, open_upload, requests, statuses):
+    served = open_upload(*statuses)
+    assert connect(served.url).upload(requests, file_id="agb1-abc", display_name="x").name == "files/agb1-abc"
+    sent = [body for _, path, _, body in served.seen if "upload_id=" in path]
+    assert sent == [requests.read_bytes()] * (len(statuses) + 1)
+
+
+def test_a_quota_that_refuses_the_last_piece_is_told_although_the_upload_stays_open(connect, open_upload, requests):
+    with pytest.raises(QuotaExceeded) as caught:
+        connect(open_upload(*[429] * 50).url).upload(requests, file_id="agb1-abc", display_name="x")
+    assert caught.value.phase == "upload"
 
 
 def test_an_upload_is_not_tried_for_ever(emulator, client, requests):
@@ -381,12 +487,21 @@ def test_a_shorter_body_than_promised_is_never_taken_for_the_file(serve, connect
     assert len(server.seen) == ATTEMPTS
 
 
-@pytest.mark.parametrize("status", [500, 503, 429, 408])
+@pytest.mark.parametrize("status", [500, 503, 408])
 def test_a_service_in_trouble_is_asked_again(emulator, client, results, status):
     emulator.faults = Faults(http_errors={"download": HttpError(status, times=ATTEMPTS - 1)})
     to = io.BytesIO()
     client.download(results, to)
     assert to.getvalue() == emulator.read_file(results)
+
+
+def test_a_download_refused_by_a_quota_is_left_to_whoever_waits(emulator, client, results):
+    emulator.faults = Faults(http_errors={"download": HttpError(429, quota="downloads", retry_seconds=40)})
+    with pytest.raises(QuotaExceeded) as caught:
+        client.download(results, io.BytesIO())
+    assert (caught.value.phase, caught.value.retry_after) == ("download", 40)
+    assert "downloads" in caught.value.quota
+    assert emulator.calls["download"] == 1
 
 
 def test_a_file_that_is_gone_is_not_asked_for_again(emulator, client):
@@ -457,3 +572,13 @@ def test_the_key_is_in_no_error_and_no_log(emulator, connect, requests, caplog):
         create(client, file)
     client.list_jobs()
     assert "s3cret-key" not in str(caught.value) + repr(client.account) + caplog.text
+
+
+def test_an_upload_that_takes_its_time_tells_how_far_it_is(client, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("airflow_gemini_batch.core.remote_files.TELL_EVERY", 0.0)
+    path = tmp_path / "r0-00007.jsonl"
+    path.write_bytes(b'{"key":"a","request":{}}\n' * 800_000)  # 20 MB; the SDK sends 8 MiB at a time
+    with caplog.at_level("INFO"):
+        client.upload(path, file_id="large", display_name="large")
+    told = [record.getMessage() for record in caplog.records if "uploaded" in record.getMessage()]
+    assert told == [f"r0-00007.jsonl: {sent} of 20 MB uploaded" for sent in (0, 8, 17)]

@@ -1,72 +1,31 @@
 from __future__ import annotations
 
-import json
+import inspect
 import re
 from typing import Any
 
 import pytest
-from google import genai
-from google.genai import types
+from google.genai import batches, types
+from pydantic import BaseModel
 
-from airflow_gemini_batch.core.config import CLIENT_FIELDS, RANGES, REQUEST_FIELDS, request_template
+from airflow_gemini_batch.core.config import (
+    CLIENT_FIELDS,
+    RANGES,
+    REQUEST_FIELDS,
+    VERTEX_ONLY,
+    generation_settings,
+    request_template,
+)
+from airflow_gemini_batch.core.schema import OutputSchema
+from airflow_gemini_batch.core.spelling import camel
 from airflow_gemini_batch.exceptions import InvalidConfig
 
 SCHEMA = {
     "type": "object",
     "properties": {"type": {"type": "string"}, "n": {"type": "array", "items": {"type": "integer"}}},
 }
-SAMPLES: dict[str, Any] = {
-    "system_instruction": "Be brief.",
-    "temperature": 0.5,
-    "top_p": 0.9,
-    "top_k": 40,
-    "candidate_count": 2,
-    "max_output_tokens": 100,
-    "stop_sequences": ["END"],
-    "response_logprobs": True,
-    "logprobs": 3,
-    "presence_penalty": 0.5,
-    "frequency_penalty": -0.5,
-    "seed": 7,
-    "response_mime_type": "application/json",
-    "response_schema": SCHEMA,
-    "response_json_schema": {"type": "object"},
-    "safety_settings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}],
-    "tools": [{"google_search": {}}, {"function_declarations": [{"name": "f", "description": "does f"}]}],
-    "tool_config": {"function_calling_config": {"mode": "ANY", "allowed_function_names": ["f"]}},
-    "cached_content": "cachedContents/x",
-    "response_modalities": ["TEXT", "IMAGE"],
-    "media_resolution": "MEDIA_RESOLUTION_LOW",
-    "speech_config": {"voice_config": {"prebuilt_voice_config": {"voice_name": "Kore"}}},
-    "thinking_config": {"thinking_budget": 0, "include_thoughts": True},
-    "image_config": {"aspect_ratio": "16:9"},
-    "service_tier": "flex",
-    "enable_enhanced_civic_answers": True,
-}
-
-
-@pytest.mark.parametrize("name", sorted(SAMPLES))
-def test_every_setting_lands_where_the_sdk_itself_puts_it(serve, name):
-    """The SDK's own request, as it goes over the wire, is the oracle."""
-    if name not in types.GenerateContentConfig.model_fields:
-        pytest.skip("this release of the SDK does not know it")
-    server = serve(lambda path, n: (200, {"Content-Type": "application/json"}, b"{}"))
-    config = {name: SAMPLES[name]}
-    with genai.Client(api_key="k", vertexai=False, http_options={"base_url": server.url}) as sdk:
-        sdk.models.generate_content(model="gemini-2.5-flash", contents="x", config=config)
-    wire = in_camel_case(json.loads(server.seen[-1][3]))
-    del wire["contents"]
-    wire.get("systemInstruction", {}).pop("role", None)  # the SDK names a role there; the API ignores it
-    assert request_template(config, None) == {field: value for field, value in wire.items() if value != {}}
-
-
-def in_camel_case(body: Any) -> Any:
-    """The SDK spells some inner names with underscores; the API takes both."""
-    if isinstance(body, list):
-        return [in_camel_case(one) for one in body]
-    if isinstance(body, dict):
-        return {re.sub("_([a-z])", lambda m: m[1].upper(), name): in_camel_case(one) for name, one in body.items()}
-    return body
+FILE = types.File(uri="https://x/files/a", mime_type="text/plain")
+SAFETY = [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}]
 
 
 def test_every_field_of_the_sdks_config_has_a_place():
@@ -78,16 +37,16 @@ def test_every_field_of_the_sdks_config_has_a_place():
 @pytest.mark.parametrize(
     "config",
     [
-        {"max_output_tokens": 5, "safety_settings": SAMPLES["safety_settings"]},
-        {"maxOutputTokens": 5, "safetySettings": SAMPLES["safety_settings"]},
-        types.GenerateContentConfig(max_output_tokens=5, safety_settings=SAMPLES["safety_settings"]),
+        {"max_output_tokens": 5, "safety_settings": SAFETY},
+        {"maxOutputTokens": 5, "safetySettings": SAFETY},
+        types.GenerateContentConfig(max_output_tokens=5, safety_settings=SAFETY),
     ],
     ids=["snake", "camel", "object"],
 )
 def test_objects_and_dicts_in_either_case_mean_the_same(config):
     assert request_template(config, None) == {
         "generationConfig": {"maxOutputTokens": 5},
-        "safetySettings": SAMPLES["safety_settings"],
+        "safetySettings": SAFETY,
     }
 
 
@@ -105,16 +64,38 @@ def test_nothing_given_is_nothing_sent(config):
         (None, ["Be brief.", "Be kind."], [{"text": "Be brief."}, {"text": "Be kind."}]),
         (None, {"parts": [{"text": "Be brief."}]}, [{"text": "Be brief."}]),
         (None, types.Content(parts=[types.Part(text="Be brief.")]), [{"text": "Be brief."}]),
+        (None, {"text": "Be brief."}, [{"text": "Be brief."}]),
+        (None, types.Part(text="Be brief."), [{"text": "Be brief."}]),
+        (None, [types.Part(text="Be brief."), "Be kind."], [{"text": "Be brief."}, {"text": "Be kind."}]),
+        (None, FILE, [{"fileData": {"fileUri": "https://x/files/a", "mimeType": "text/plain"}}]),
+        (types.Content(parts=[types.Part(text="Be brief.")]), None, [{"text": "Be brief."}]),
+        (types.Part(text="Be brief."), None, [{"text": "Be brief."}]),
+        (["Be brief.", FILE], None, [{"text": "Be brief."}, {"fileData": {"fileUri": FILE.uri, "mimeType": "text/plain"}}]),
     ],
-)
+)  # fmt: skip
 def test_a_system_instruction_may_come_in_several_forms(parameter, inside, parts):
     config = {"system_instruction": inside} if inside else None
-    assert request_template(config, parameter) == {"systemInstruction": {"parts": parts}}
+    assert generation_settings(config, parameter, None) == ({"systemInstruction": {"parts": parts}}, {})
+
+
+@pytest.mark.parametrize("inside", [types.Part(), types.Content(parts=[types.Part()]), [types.Content(parts=[])]])
+def test_a_system_instruction_that_would_be_lost_is_refused(inside):
+    for config, parameter in (({"system_instruction": inside}, None), (None, inside)):
+        with pytest.raises(InvalidConfig, match="system_instruction has a part without text"):
+            generation_settings(config, parameter, None)
+
+
+def test_a_system_instruction_that_is_none_is_refused():
+    with pytest.raises(InvalidConfig, match=r"system_?[iI]nstruction"):
+        generation_settings(None, 5, None)
 
 
 def test_a_system_instruction_given_twice_is_an_error():
     with pytest.raises(InvalidConfig, match="given twice"):
         request_template({"system_instruction": "a"}, "b")
+    for config in ({"systemInstruction": "a"}, types.GenerateContentConfig(system_instruction="a")):
+        with pytest.raises(InvalidConfig, match="given twice"):
+            generation_settings(config, types.Part(text="b"), None)
 
 
 @pytest.mark.parametrize("name", sorted(CLIENT_FIELDS))
@@ -149,7 +130,7 @@ def test_a_value_the_api_would_refuse_is_refused_before_anything_is_sent(name):
         ({"safety_settings": [{"treshold": "BLOCK_NONE"}]}, "treshold"),
         ("temperature=1", "GenerateContentConfig"),
         ({"tools": [print]}, "config"),
-        ({"response_schema": int}, "Give a response schema as a dict"),
+        ({"response_schema": int}, "goes into the task's output_schema"),
         ({"response_schema": {"type": "array", "items": {"type": ["string", "null"]}}}, "response"),
     ],
 )
@@ -160,14 +141,163 @@ def test_a_config_that_is_none_names_what_is_wrong(config, said):
 
 
 def test_a_schemas_types_are_capitals_but_a_property_may_be_called_type():
-    made = request_template({"response_schema": SCHEMA | {"anyOf": [{"type": "null"}]}}, None)
+    made = request_template({"response_schema": SCHEMA}, None)
     assert made["generationConfig"]["responseSchema"] == {
         "type": "OBJECT",
         "properties": {"type": {"type": "STRING"}, "n": {"type": "ARRAY", "items": {"type": "INTEGER"}}},
         "propertyOrdering": ["type", "n"],
-        "anyOf": [{"type": "NULL"}],
     }
+
+
+@pytest.mark.parametrize(
+    ("schema", "sent"),
+    [
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, {"type": "STRING", "nullable": True}),
+        ({"anyOf": [{"type": "null"}, SCHEMA]}, {
+            "type": "OBJECT",
+            "properties": {"type": {"type": "STRING"}, "n": {"type": "ARRAY", "items": {"type": "INTEGER"}}},
+            "propertyOrdering": ["type", "n"],
+            "nullable": True,
+        }),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]},
+         {"anyOf": [{"type": "STRING"}, {"type": "INTEGER"}], "nullable": True}),
+        ({"type": "null"}, {"nullable": True}),
+    ],
+)  # fmt: skip
+def test_a_value_that_may_be_null_is_nullable_wherever_it_stands(schema, sent):
+    assert request_template({"response_schema": schema}, None)["generationConfig"]["responseSchema"] == sent
+    inside = request_template({"response_schema": {"type": "array", "items": schema}}, None)
+    assert inside["generationConfig"]["responseSchema"] == {"type": "ARRAY", "items": sent}
+
+
+def test_a_models_json_schema_has_its_references_inlined():
+    class Author(BaseModel):
+        name: str
+
+    class Book(BaseModel):
+        author: Author
+        editor: Author | None
+
+    name = {"name": {"type": "STRING", "title": "Name"}}
+    sent = request_template({"response_schema": Book.model_json_schema()}, None)["generationConfig"]["responseSchema"]
+    assert "$" not in str(sent)
+    assert sent["properties"]["author"]["properties"].keys() == name.keys()
+    assert sent["properties"]["editor"]["nullable"] is True
+    assert request_template({"response_schema": Author.model_json_schema()}, None)["generationConfig"]["responseSchema"]
+
+
+def test_a_reference_further_down_is_inlined_too():
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"$ref": "#/properties/a"}}}
+    sent = request_template({"response_schema": schema}, None)["generationConfig"]["responseSchema"]
+    assert sent["properties"]["b"]["type"] == "STRING"
+    named = {"type": "OBJECT", "properties": {"definitions": {"type": "STRING"}}}
+    assert request_template({"response_schema": named}, None)["generationConfig"]["responseSchema"] == named
+
+
+# What the SDK refuses for the Developer API
+
+KIND_OF_FIELD = {
+    "GenerateContentConfig": "", "SafetySetting": "safetySettings.", "Tool": "tools.", "GoogleSearch": "tools.googleSearch.",
+    "GoogleMaps": "tools.googleMaps.", "AuthConfig": "tools.googleMaps.authConfig.", "ImageConfig": "imageConfig.",
+    "FunctionCallingConfig": "toolConfig.functionCallingConfig.", "FunctionCall": "contents.parts.functionCall.",
+}  # fmt: skip
+NOT_OF_A_REQUEST = {
+    "BatchJobSource", "CreateBatchJobConfig", "ListBatchJobsConfig", "BatchJobDestination", "EmbedContentConfig",
+}  # fmt: skip
+
+
+def test_every_field_that_the_sdk_refuses_is_known_as_one_of_vertex_only():
+    known = {*VERTEX_ONLY, *CLIENT_FIELDS}
+    found = set()
+    for name, function in vars(batches).items():
+        kind = name.removeprefix("_").removesuffix("_to_mldev")
+        if not name.endswith("_to_mldev") or kind in NOT_OF_A_REQUEST:
+            continue
+        source = inspect.getsource(function)
+        fields = re.findall(r"if getv\(from_object, \['(\w+)'\]\)[^\n]*\n\s+raise ValueError", source)
+        assert len(fields) == source.count("raise ValueError"), name
+        found |= {KIND_OF_FIELD[kind] + camel(field) for field in fields}
+    assert found - known == set()
+    assert len(found) > 15
+
+
+@pytest.mark.parametrize(
+    ("config", "path"),
+    [
+        ({"safety_settings": [SAFETY[0] | {"method": "SEVERITY"}]}, "safetySettings.method"),
+        ({"tools": [{"code_execution": {}}, {"google_search": {"exclude_domains": ["a.com"]}}]},
+         "tools.googleSearch.excludeDomains"),
+        ({"tools": [types.Tool(enterprise_web_search=types.EnterpriseWebSearch())]}, "tools.enterpriseWebSearch"),
+        ({"imageConfig": {"outputMimeType": "image/png"}}, "imageConfig.outputMimeType"),
+        ({"tool_config": {"function_calling_config": {"stream_function_call_arguments": True}}},
+         "toolConfig.functionCallingConfig.streamFunctionCallArguments"),
+    ],
+)  # fmt: skip
+def test_a_nested_field_that_exists_on_vertex_only_is_refused_with_its_path(config, path):
+    with pytest.raises(
+        InvalidConfig, match=re.escape(f"config.{path} cannot be used here: it exists on Vertex AI only")
+    ):
+        request_template(config, None)
+
+
+# What the SDK puts where REST wants it
+
+
+def test_a_voice_may_be_given_by_its_name_alone():
+    speech = request_template({"speech_config": "Kore"}, None)["generationConfig"]["speechConfig"]
+    assert speech == {"voiceConfig": {"prebuiltVoiceConfig": {"voiceName": "Kore"}}}
+
+
+@pytest.mark.parametrize("name", ["abc", "cachedContents/abc"])
+def test_a_cache_may_be_given_with_or_without_its_collection(name):
+    assert request_template({"cached_content": name}, None) == {"cachedContent": "cachedContents/abc"}
+
+
+def test_a_python_function_as_a_tool_is_refused_with_what_to_give_instead():
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        return city
+
+    with pytest.raises(InvalidConfig, match="the Python function 'weather', but nobody calls functions during a batch"):
+        request_template({"tools": [weather]}, None)
+    declared = types.FunctionDeclaration.from_callable_with_api_option(callable=weather)
+    sent = request_template({"tools": [{"function_declarations": [declared]}]}, None)
+    assert sent["tools"][0]["functionDeclarations"][0]["name"] == "weather"
+
+
+# Places
+
+
+@pytest.mark.parametrize(
+    ("config", "instruction", "said"),
+    [
+        (None, "Answer in {lang}.", "system_instruction is sent as it is: {lang} in it"),
+        (None, types.Part(text="Answer in {lang}."), "system_instruction is sent as it is: {lang} in it"),
+        ({"system_instruction": "Answer in {lang}."}, None, "system_instruction is sent as it is: {lang} in it"),
+        ({"system_instruction": ["Be brief.", "{lang}"]}, None, "system_instruction is sent as it is: {lang} in it"),
+        ({"stop_sequences": ["{lang}"]}, None, "stop_sequences is sent as it is: {lang} in it"),
+        ({"safety_settings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "{level}"}]}, None,
+         "threshold is sent as it is: {level} in it"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*is not a valid")
+def test_a_place_that_is_none_is_told(config, instruction, said, caplog):
+    generation_settings(config, instruction, None)
+    assert said in caplog.text
+
+
+def test_no_place_is_told_where_there_is_none(caplog):
+    schema = {"type": "object", "properties": {"a": {"type": "string", "description": "like {this}"}}}
+    settings = {"system_instruction": "{lang}", "response_schema": schema, "stop_sequences": ["{{end}}", "{}"]}
+    assert generation_settings(settings, None, None)[1] == {"system_instruction": "lang"}
+    assert not caplog.text
 
 
 def test_a_json_schema_stays_as_it_is():
     assert request_template({"response_json_schema": SCHEMA}, None)["generationConfig"]["responseJsonSchema"] == SCHEMA
+
+
+def test_an_output_schema_does_not_go_with_answers_of_bare_words():
+    schema = OutputSchema.of({"type": "string", "enum": ["yes", "no"]})
+    with pytest.raises(InvalidConfig, match=r"config\.responseMimeType is 'text/x\.enum', but output_schema needs"):
+        request_template({"response_mime_type": "text/x.enum"}, None, schema)

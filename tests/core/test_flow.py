@@ -34,6 +34,7 @@ from airflow_gemini_batch.core.shards import Limits
 from airflow_gemini_batch.core.waiting import Outcome
 from airflow_gemini_batch.emulator import Emulator, Faults, HttpError, Options, RowError, Truncation
 from airflow_gemini_batch.exceptions import (
+    BadRow,
     CredentialsRefused,
     DuplicateKey,
     InvalidConfig,
@@ -47,6 +48,7 @@ from airflow_gemini_batch.exceptions import (
     NoRows,
     OutputTaken,
     QuotaExceeded,
+    RequestRefused,
     RunFailed,
     ServiceUnreachable,
     SettingsChanged,
@@ -443,7 +445,7 @@ def test_a_ledger_that_cannot_be_read_leads_to_no_second_job(emulator, make_run,
 
 
 def test_an_upload_that_is_gone_is_sent_again(emulator, make_run, finish):
-    run = make_run()
+    run = make_run(quota_timeout=0)
     emulator.faults = Faults(http_errors={"create": HttpError(429)})
     with pytest.raises(QuotaExceeded):
         finish(run)
@@ -465,10 +467,10 @@ def test_more_jobs_than_may_be_active_run_one_after_the_other(connect, make_run,
         assert gemini.jobs_created == 6
 
 
-def test_a_quota_that_lets_nothing_through_is_worth_a_retry(emulator, make_run, finish):
+def test_a_run_that_has_no_patience_fails_at_the_first_refusal_and_is_worth_a_retry(emulator, make_run, finish):
     emulator.faults = Faults(http_errors={"create": HttpError(429)})
     with pytest.raises(QuotaExceeded) as caught:
-        finish(make_run())
+        finish(make_run(quota_timeout=0))
     assert caught.value.retryable
     assert emulator.calls["create"] == 1
 
@@ -596,6 +598,37 @@ def test_a_job_that_vanished_is_told_and_not_paid_again_by_itself(emulator, make
     with pytest.raises(JobGone):
         finish(run)
     assert emulator.jobs_created == 1
+
+
+@pytest.mark.parametrize("list_fails", [{}, {"list": HttpError(503)}], ids=["listed", "no list"])
+def test_a_job_that_get_denies_is_never_called_lost_while_the_list_may_have_it(
+    emulator, make_run, client, finish, list_fails
+):
+    emulator.faults = Faults(stuck="RUNNING")
+    run = make_run()
+    waiting = advance(run, Services(client, sleep=soon), starting=True)
+    (wait,) = waiting.waits
+    emulator.faults = Faults(stuck="RUNNING", http_errors={"get": HttpError(404), **list_fails})
+    for _ in range(3):
+        assert advance(run, Services(client, sleep=soon), outcomes=(Outcome(wait.job, "gone"),)) == waiting
+    emulator.faults = Faults()
+    check(finish(run), ["0", "1", "2"])
+    assert emulator.jobs_created == 1
+
+
+def test_a_job_that_only_the_list_shows_is_landed_when_it_has_ended(emulator, make_run, finish):
+    emulator.faults = Faults(http_errors={"get": HttpError(404)})
+    check(finish(make_run()), ["0", "1", "2"])
+    assert emulator.jobs_created == 1
+
+
+def test_a_job_that_only_the_list_shows_is_cancelled_at_its_deadline(emulator, make_run, patient, clock):
+    emulator.faults = Faults(stuck="RUNNING", http_errors={"get": HttpError(404)})
+    run = make_run()
+    advance(run, patient, starting=True)
+    clock.now += 49 * 3600
+    advance(run, patient)
+    assert [job.state for job in emulator.jobs] == ["CANCELLED"]
 
 
 def test_one_look_that_says_gone_proves_nothing(emulator, make_run, client):
@@ -810,3 +843,29 @@ def test_a_job_that_was_given_up_and_succeeds_late_changes_nothing(emulator, mak
     emulator.set_state(late, "SUCCEEDED")
     assert landed(finish(run)) == first
     assert emulator.jobs_created == 2
+
+
+# Ready-made requests
+
+
+def ready_made(key: str, part: dict[str, Any], **request: Any) -> str:
+    return json.dumps({"key": key, "request": {"contents": [{"role": "user", "parts": [part]}]} | request}) + "\n"
+
+
+def test_a_wrong_part_in_the_last_of_many_requests_costs_nothing_and_names_file_and_line(
+    make_run, finish, emulator, tmp_path
+):
+    lines = [ready_made(str(n), {"text": "hi"}) for n in range(4)] + [ready_made("4", {"type": "text", "text": "hi"})]
+    (tmp_path / "r.jsonl").write_text("\n".join(lines))  # every other line is empty
+    with pytest.raises(BadRow, match=r"r\.jsonl:9: contents\[0\]\.parts\[0\] has the field 'type'"):
+        finish(make_run([tmp_path / "r.jsonl"], limits=Limits(requests_per_job=2)))
+    assert emulator.jobs_created == 0
+
+
+def test_a_line_that_only_the_service_refuses_is_named_by_its_key(make_run, finish, tmp_path):
+    schema = {"responseSchema": {"type": "OBJECT", "additionalProperties": False}}
+    lines = [ready_made("one", {"text": "hi"}), ready_made("two", {"text": "hi"}, generationConfig=schema)]
+    (tmp_path / "r.jsonl").write_text("".join(lines))
+    with pytest.raises(RequestRefused, match=r"Error on line 2: .*no such field.*line 2 has the key 'two'\.") as caught:
+        finish(make_run([tmp_path / "r.jsonl"]))
+    assert caught.value.code == 400

@@ -89,6 +89,17 @@ def test_a_failed_jobs_error_is_kept():
     assert job.error == JobError(13, "broken")
 
 
+@pytest.mark.parametrize(
+    ("told", "read"),
+    [("2.0", 2), (2.0, 2), ("many", 0), (["5"], 0), ({"low": 5}, 0), ("-1", 0), ("1e400", 0), ("NaN", 0), ("", 0)],
+    ids=str,
+)
+def test_a_counter_that_cannot_be_read_hides_no_end(told, read):
+    meta = {"state": "BATCH_STATE_SUCCEEDED", "batchStats": {"requestCount": told, "successfulRequestCount": "2"}}
+    job = Job.of_operation(operation(metadata=meta))
+    assert (job.phase, job.counts) == (Phase.SUCCEEDED, Counts(read, 2))
+
+
 @pytest.mark.parametrize("stats", [{}, {"requestCount": "0"}, {"requestCount": None}])
 def test_counts_that_are_left_out_are_zero(stats):
     assert Job.of_operation(operation(metadata={"batchStats": stats})).counts == Counts()

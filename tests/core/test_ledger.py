@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from airflow_gemini_batch.core import documents, storage
-from airflow_gemini_batch.core.client import RemoteFile
+from airflow_gemini_batch.core.answers import Oddities
 from airflow_gemini_batch.core.jobs import JobError
 from airflow_gemini_batch.core.layout import WorkDirectory
-from airflow_gemini_batch.core.ledger import Entry, Landed, Ledger, Submitted
+from airflow_gemini_batch.core.ledger import Entry, Landed, Ledger, Prepared, Submitted
 from airflow_gemini_batch.core.names import Slot
-from airflow_gemini_batch.core.results import Oddities
+from airflow_gemini_batch.core.remote_files import RemoteFile
 from airflow_gemini_batch.core.usage import Usage
 from airflow_gemini_batch.exceptions import StateTooNew, StateUnreadable
 
@@ -150,3 +151,31 @@ def test_a_step_that_lacks_its_parts_is_unreadable(ledger, step):
     storage.publish(ledger.work.step(SLOT, step), documents.dump(step.removesuffix("-1"), {}))
     with pytest.raises(StateUnreadable):
         ledger.read(SLOT)
+
+
+PREPARED = Prepared("abc", 9, 1, 1234, "f" * 64, 1_900_000_000.5)
+
+
+def test_a_preparation_reads_back(ledger):
+    assert ledger.preparation(SLOT) is None
+    for prepared in (PREPARED, replace(PREPARED, media_until=None)):
+        ledger.prepared(SLOT, prepared)
+        assert ledger.preparation(SLOT) == prepared
+    assert ledger.preparation(Slot(1, 3)) is None
+
+
+def test_a_preparation_that_cannot_be_read_is_never_taken_for_missing(ledger):
+    path = ledger.work.step(SLOT, "prepared")
+    storage.publish(path, b"{")
+    with pytest.raises(StateUnreadable):
+        ledger.preparation(SLOT)
+    storage.publish(path, documents.dump("prepared", {"name": "x"}))
+    with pytest.raises(StateUnreadable):
+        ledger.preparation(SLOT)
+
+
+def test_the_removal_of_media_is_kept(ledger):
+    assert not ledger.are_media_removed(SLOT)
+    ledger.media_removed(SLOT)
+    assert ledger.are_media_removed(SLOT)
+    assert ledger.read(SLOT) == Entry(SLOT)

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_gemini_batch.core.names import DISPLAY_NAME_CHARS, DisplayName, RunId, Slot, file_id
+from airflow_gemini_batch.core.names import (
+    DISPLAY_NAME_CHARS,
+    DisplayName,
+    RunId,
+    Slot,
+    file_id,
+    media_display_name,
+    media_id,
+)
 
 SLOTS = st.builds(Slot, st.integers(0, 10**6), st.integers(0, 10**9))
 HEX = "0123456789abcdef"
@@ -94,3 +102,21 @@ def test_file_ids_are_what_the_files_api_takes(run_hash, slot, sha256):
 def test_the_same_content_of_two_runs_or_slots_gets_two_files():
     ids = {file_id("run1", Slot(0, 0), "x"), file_id("run2", Slot(0, 0), "x"), file_id("run1", Slot(0, 1), "x")}
     assert len(ids | {file_id("run1", Slot(0, 0), "y")}) == 4
+
+
+@given(st.text(HEX), st.text(HEX), st.text(), st.integers(0, 99))
+def test_media_ids_are_what_the_files_api_takes(run_hash, sha256, mime_type, generation):
+    assert re.fullmatch("[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", media_id(run_hash, sha256, mime_type, generation))
+
+
+def test_media_have_one_id_per_run_content_type_and_generation():
+    others = [("2", "x", "a/b", 0), ("1", "y", "a/b", 0), ("1", "x", "a/c", 0), ("1", "x", "a/b", 1)]
+    assert len({media_id("1", "x", "a/b", 0), *(media_id(*other) for other in others)}) == 5
+    assert media_id("1", "x", "a/b", 0) == media_id("1", "x", "a/b", 0)
+
+
+@given(st.text(HEX), st.text())
+def test_media_are_named_after_their_run_within_the_limit(run_hash, name):
+    shown = media_display_name(run_hash, name)
+    assert len(shown) <= DISPLAY_NAME_CHARS
+    assert DisplayName.parse(shown) is None, "it is no shard's"

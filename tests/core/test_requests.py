@@ -1,18 +1,22 @@
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from airflow_gemini_batch.core.requests import NOTHING_TO_SEND, Prompt, RequestBuilder, Spec
+from airflow_gemini_batch.core.prompts import Prompt
+from airflow_gemini_batch.core.requests import NOTHING_TO_SEND, RequestBuilder, Spec, overridden
 from airflow_gemini_batch.core.rows import Row
 from airflow_gemini_batch.exceptions import BadRow, InvalidConfig, UnknownColumn
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+CONTENTS = {"contents": [{"parts": [{"text": "x"}]}]}
 
 
 def builder(max_bytes: int = 1_000_000, **spec) -> RequestBuilder:
@@ -20,7 +24,8 @@ def builder(max_bytes: int = 1_000_000, **spec) -> RequestBuilder:
 
 
 def build(values, max_bytes: int = 1_000_000, number: int = 0, **spec):
-    return builder(max_bytes, **spec).build(Row(number, values))
+    (request,) = builder(max_bytes, **spec).build(Row(number, values))
+    return request
 
 
 def sent(values, **spec) -> dict:
@@ -63,6 +68,13 @@ def test_places_are_filled_and_everything_else_stays_as_written(prompt, filled):
     assert text_of(row, prompt=prompt) == filled
 
 
+def test_bytes_are_the_text_that_they_spell_or_an_error_that_names_the_row():
+    """Some databases and older Parquet files hand out text as bytes; Python's own word for them would be paid for."""
+    assert text_of({"a": "né, 製品".encode()}, prompt="{a}") == "né, 製品"
+    with pytest.raises(BadRow, match="row 0: its text cannot be sent: column 'a': it holds bytes that are no text"):
+        build({"a": b"\xff\xfe"}, prompt="{a}")
+
+
 @pytest.mark.parametrize(
     ("prompt", "brace", "at"), [("a {", "{", 3), ("}", "}", 1), ("{a", "{", 1), ("{}", "{}", 1), ("{{ }", "}", 4),
                                 ("{a}}", "}", 4), ("x{ }", "{ }", 2)]
@@ -76,9 +88,14 @@ def test_a_lone_brace_is_an_error_that_says_where_and_how_to_write_it(prompt, br
 
 @given(st.lists(TEXT, min_size=1), TEXT)
 def test_any_text_can_be_written_literally_around_any_value(pieces, value):
+    assume(len(pieces) > 1 or pieces[0].strip())  # a blank prompt is refused
     prompt = "{col}".join(piece.replace("{", "{{").replace("}", "}}") for piece in pieces)
+    if not prompt.strip():
+        with pytest.raises(InvalidConfig, match="prompt is blank"):
+            Prompt.parse(prompt)
+        return
     filled = Prompt.parse(prompt).fill({"col": value})
-    blank = not value.strip() if len(pieces) > 1 else not pieces[0].strip()
+    blank = len(pieces) > 1 and not value.strip()
     assert filled == ("" if blank else value.join(pieces))
 
 
@@ -164,9 +181,20 @@ def test_text_that_is_not_unicode_is_refused_with_its_row(values, said):
     assert said in str(caught.value)
 
 
-def test_a_number_too_large_for_json_in_a_nested_value_names_its_row():
-    with pytest.raises(BadRow, match="row 3"):
-        build({"t": {"n": 2**70}}, number=3, prompt="{t}")
+def test_a_number_of_any_size_in_a_nested_value_stands_in_the_prompt_as_it_is():
+    at = datetime(2026, 1, 2, 3)
+    assert text_of({"t": {"n": [2**70, -(2**63) - 1], "at": at}}, prompt="{t}") == (
+        '{"n":[1180591620717411303424,-9223372036854775809],"at":"2026-01-02T03:00:00"}'
+    )
+
+
+def test_a_number_of_any_size_in_a_ready_made_request_is_sent_as_it_is_with_settings_and_again():
+    part = {"functionCall": {"name": "f", "args": {"n": 10**23}}}
+    record = {"key": "a", "request": {"contents": [{"parts": [part]}]}}
+    template = {"generationConfig": {"temperature": 0}}
+    line = build(record, template=template).line
+    assert b'"n":100000000000000000000000}' in line
+    assert b'"n":100000000000000000000000}' in overridden(line, {"generationConfig": {"temperature": 1}})
 
 
 def test_a_request_over_the_limit_names_row_key_and_sizes():
@@ -203,7 +231,7 @@ def test_a_ready_made_request_is_sent_as_it_is_under_its_key():
 
 
 def test_a_ready_made_request_without_a_key_gets_its_number():
-    assert build({"request": {"contents": []}}, number=9).key == "9"
+    assert build({"request": CONTENTS}, number=9).key == "9"
 
 
 @pytest.mark.parametrize(("values", "said"), [
@@ -222,6 +250,90 @@ def test_a_ready_made_request_that_cannot_be_sent_names_its_row(values, said):
 
 
 def test_kept_columns_travel_beside_a_ready_made_request():
-    request = build({"key": "a", "request": {"contents": [1]}, "stars": 5}, keep=("stars",))
+    request = build({"key": "a", "request": CONTENTS, "stars": 5}, keep=("stars",))
     assert request.keep == {"stars": 5}
     assert b"stars" not in request.line
+
+
+def test_texts_that_a_file_holds_as_bytes_are_texts():
+    (request,) = RequestBuilder(Spec("m", prompt="{a}", key="k"), max_bytes=1000).build(
+        Row(0, {"a": "é".encode(), "k": b"x"})
+    )
+    assert request.key == "x"
+    assert orjson.loads(request.line)["request"]["contents"][0]["parts"] == [{"text": "é"}]
+
+
+@pytest.mark.parametrize("values", [{"a": b"\xff", "k": "x"}, {"a": "x", "k": b"\xff"}])
+def test_bytes_that_are_no_text_are_refused(values):
+    with pytest.raises(
+        BadRow, match=r"^row 3: its (text|key) cannot be sent: (column '.+': )?it holds bytes that are no text"
+    ):
+        list(RequestBuilder(Spec("m", prompt="{a}", key="k"), max_bytes=1000).build(Row(3, values)))
+
+
+# Nulls, as pandas writes them
+
+NAN = float("nan")
+
+
+class NA:
+    """As pandas' own behaves."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+@pytest.mark.parametrize("value", [NAN, Decimal("NaN"), NA(), None])
+def test_a_null_is_no_key(value):
+    with pytest.raises(BadRow, match="key column 'id' is empty"):
+        build({"id": value, "text": "x"}, prompt="{text}", key="id")
+
+
+@pytest.mark.parametrize("value", [NAN, None, ""])
+def test_a_null_leaves_a_setting_to_the_model(value):
+    request = sent({"t": value, "text": "x"}, prompt="{text}", per_row={"temperature": "t"})["request"]
+    assert "generationConfig" not in request
+    vector = build({"d": value, "text": "x"}, prompt="{text}", per_row={"outputDimensionality": "d"}, embeddings=True)
+    assert vector.dimensions is None
+    assert "outputDimensionality" not in orjson.loads(vector.line)["request"]
+
+
+@pytest.mark.parametrize("value", [NAN, NA(), None, "", []])
+def test_a_null_is_no_media(value):
+    (part,) = sent({"image": value, "text": "x"}, prompt="{text}", media=("image",))["request"]["contents"][0]["parts"]
+    assert part == {"text": "x"}
+
+
+# Settings of each row's own
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "made"),
+    [
+        ("stop_sequences", ["a", "b"], {"generationConfig": {"stopSequences": ["a", "b"]}}),
+        ("tools", [{"google_search": {}}], {"tools": [{"googleSearch": {}}]}),
+        ("response_schema", {"type": "string"}, {"generationConfig": {"responseSchema": {"type": "STRING"}}}),
+    ],
+)
+def test_a_row_may_bring_lists_and_objects_as_settings(field, value, made):
+    settings = builder(prompt="{text}", per_row={field: "own"})
+    for own, expected in ((value, made), (None, {})):
+        (request,) = settings.build(Row(0, {"own": own, "text": "x"}))
+        body = orjson.loads(request.line)["request"]
+        assert {name: body[name] for name in body if name != "contents"} == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "place", "value"),
+    [
+        ({"systemInstruction": {"parts": [{"text": "a"}]}}, "cached_content", "cachedContents/a"),
+        ({"cachedContent": "cachedContents/a"}, "system_instruction", "be brief"),
+        ({"cachedContent": "cachedContents/a"}, "tools", [{"google_search": {}}]),
+    ],
+)
+def test_a_rows_setting_beside_a_cache_that_forbids_it_is_refused(template, place, value):
+    with pytest.raises(BadRow, match=r"row 7.*config\.cachedContent cannot go together with"):
+        build({"own": value, "text": "x"}, number=7, prompt="{text}", template=template, per_row={place: "own"})

@@ -11,17 +11,9 @@ from google.genai import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_gemini_batch.core.results import (
-    BLOCKING_REASONS,
-    FINE_REASONS,
-    PASSING_CODES,
-    Answers,
-    Oddities,
-    Result,
-    Status,
-    join,
-    read_answer,
-)
+from airflow_gemini_batch.core.answers import Answers, Oddities, join, load
+from airflow_gemini_batch.core.reading import BLOCKING_REASONS, FINE_REASONS, Reader
+from airflow_gemini_batch.core.results import PASSING_CODES, Result, Status
 from airflow_gemini_batch.core.usage import Usage
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -46,7 +38,7 @@ def answer(text: str = "hello", finish: str = "STOP", **more: Any) -> dict[str, 
 
 
 def judged(line: dict[str, Any], **options: Any) -> Result:
-    return read_answer("k", line, **options)
+    return Reader(**options).read({"key": "k"}, line)
 
 
 # One line
@@ -93,6 +85,10 @@ def test_a_finish_reason_that_is_new_is_an_error_that_names_it():
             None,
         ),
         ({"candidates": [{"content": {"parts": [{"inlineData": {"data": "x"}}]}, "finishReason": "STOP"}]}, "ok", None),
+        ({"candidates": [{"content": {"parts": [{"thought": False, "thoughtSignature": "x"}]}}]}, "empty", None),
+        ({"candidates": [{"content": {"parts": [{"inlineData": {"data": ""}}]}}]}, "empty", None),
+        ({"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "image/png"}}]}}]}, "empty", None),
+        ({"candidates": [{"content": {"parts": [{"inlineData": {}}, {"text": "x"}]}}]}, "ok", "x"),
         ({"candidates": [{"content": {"role": "model"}, "finishReason": "STOP"}]}, "empty", None),
         ({"candidates": [{"content": {"role": "model"}, "finishReason": "MAX_TOKENS"}]}, "truncated", None),
         ({"candidates": [{"finishReason": "SAFETY"}]}, "blocked", None),
@@ -117,9 +113,7 @@ def test_a_block_says_why():
 
 
 def test_all_that_is_worth_keeping_is_kept():
-    result = judged(
-        answer(modelVersion="m-1", responseId="r-1", usageMetadata={"promptTokenCount": 3}), include_raw=True
-    )
+    result = judged(answer(modelVersion="m-1", responseId="r-1", usageMetadata={"promptTokenCount": 3}), raw=True)
     assert (result.model_version, result.response_id, result.usage) == ("m-1", "r-1", Usage(3))
     assert orjson.loads(result.raw or "")["responseId"] == "r-1"
     assert judged(answer()).raw is None
@@ -134,7 +128,7 @@ def test_a_row_error_keeps_code_and_message_and_may_pass_or_not(code):
 
 
 @pytest.mark.parametrize(
-    "line", [{}, {"key": "k"}, {"response": None}, {"response": "x"}, {"error": "x"}, {"response": []}]
+    "line", [{}, {"key": "k"}, {"response": None}, {"response": "x"}, {"error": ""}, {"error": 5}, {"response": []}]
 )
 def test_a_line_without_answer_or_error_is_an_error_that_says_so(line):
     result = judged(line)
@@ -142,6 +136,19 @@ def test_a_line_without_answer_or_error_is_an_error_that_says_so(line):
         Status.ERROR,
         "the result line has neither a response nor an error",
     )
+
+
+def test_an_error_that_is_only_words_keeps_them():
+    result = judged({"error": "quota gone"})
+    assert (result.status, result.error_message, result.error_code) == (Status.ERROR, "quota gone", None)
+
+
+def test_an_error_beside_an_empty_response_counts_and_beside_an_answer_does_not():
+    error = {"error": {"code": 13, "message": "broken"}}
+    result = judged({"response": {}} | error)
+    assert (result.status, result.error_code, result.error_message) == (Status.ERROR, 13, "broken")
+    assert result.passing
+    assert judged(answer("x") | error).status is Status.OK
 
 
 ODD_VALUES = [None, True, 5, 1.5, "x", "²", [], [5], {}, {"a": 1}, 2**64 - 1, -1]
@@ -168,7 +175,8 @@ def check_odd_answer(place: str, value: Any) -> None:
     result = judged(line)
     for name in ("text", "finish_reason", "block_reason", "error_message", "model_version", "response_id"):
         assert isinstance(getattr(result, name), str | None), name
-    for count in orjson.loads(orjson.dumps(result.to_dict())).get("usage", {}).values():
+    usage = orjson.loads(orjson.dumps(result.to_dict())).get("usage", {"modalities": {}})
+    for count in (*usage.pop("modalities").values(), *usage.values()):
         assert 0 <= count < 2**63
 
 
@@ -202,7 +210,7 @@ def settle(
     rejected: list[tuple[int, str, bytes]] = []
     keys = (row["key"] for row in rows if "unsent" not in row)
     answers = Answers(io.BytesIO(data), keys, lambda *one: rejected.append(one))
-    results = [(row["key"], result) for row, result in join(rows, answers)]
+    results = [(row["key"], result) for row, result in join(rows, answers, Reader())]
     return results, answers.finish(), rejected
 
 
@@ -277,7 +285,7 @@ def test_a_file_of_garbage_leaves_every_row_missing(garbage):
 
 
 def test_without_a_result_file_every_row_is_missing():
-    assert [r.status for _, r in join([{"key": "a"}, {"key": "b", "unsent": "x"}], None)] == [
+    assert [r.status for _, r in join([{"key": "a"}, {"key": "b", "unsent": "x"}], None, Reader())] == [
         Status.MISSING,
         Status.EMPTY,
     ]
@@ -351,7 +359,9 @@ def test_large_answers_are_not_held(tmp_path, shuffled):
     tracemalloc.start()
     with path.open("rb") as f:
         answers = Answers(f, (str(n) for n in range(300)), lambda *one: None)
-        read = sum(len(result.text or "") for _, result in join(({"key": str(n)} for n in range(300)), answers))
+        read = sum(
+            len(result.text or "") for _, result in join(({"key": str(n)} for n in range(300)), answers, Reader())
+        )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert read == 300 * 50_000
@@ -366,6 +376,152 @@ def test_a_byte_order_mark_or_half_a_surrogate_pair_costs_no_row():
     for order in (["a", "b"], ["b", "a"]):
         rejected: list[Any] = []
         answers = Answers(io.BytesIO(lines), ["a", "b"], lambda *line, to=rejected: to.append(line))
-        found = {row["key"]: result.text for row, result in join([{"key": key} for key in order], answers)}
+        found = {row["key"]: result.text for row, result in join([{"key": key} for key in order], answers, Reader())}
         assert found == {"a": "x", "b": "?y"}
         assert rejected == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400, "9" * 5000])
+def test_a_number_that_json_does_not_have_costs_no_row(number):
+    answered = b'{"key":"a","response":{"candidates":[{"content":{"parts":[{"text":"x"}]},"avgLogprobs":%s}]}}\n'
+    answers = Answers(io.BytesIO(answered % number.encode()), ["a"], lambda *line: pytest.fail(str(line)))
+    ((_, result),) = join([{"key": "a"}], answers, Reader())
+    assert result.text == "x"
+
+
+def test_a_byte_that_is_no_text_costs_no_row():
+    line = b'{"key":"a","response":{"candidates":[{"content":{"parts":[{"text":"x\xffy"}]}}]}}\n'
+    answers = Answers(io.BytesIO(line), ["a"], lambda *line: pytest.fail(str(line)))
+    ((_, result),) = join([{"key": "a"}], answers, Reader())
+    assert (result.status, result.text) == (Status.OK, "x\ufffdy")
+
+
+@pytest.mark.parametrize("levels", [300, 1100, 100_000])
+@pytest.mark.parametrize("place", ["function_calls", "grounding"])
+def test_an_answer_however_deeply_nested_costs_no_other_row_and_not_its_own(levels, place):
+    deep = "[" * levels + '"]{"' + "]" * levels
+    part = '{"text":"x"},{"functionCall":{"args":DEEP}}' if place == "function_calls" else '{"text":"x"}'
+    beside = ',"groundingMetadata":DEEP' if place == "grounding" else ""
+    first = f'{{"key":"a","response":{{"candidates":[{{"content":{{"parts":[{part}]}}{beside}}}]}}}}\n'
+    lines = first.replace("DEEP", deep).encode() + line("b", "y")
+    answers = Answers(io.BytesIO(lines), ["a", "b"], lambda *line: pytest.fail(str(line)))
+    reader = Reader(include=("function_calls", "grounding"), raw=True)
+    results = [result for _, result in join([{"key": "a"}, {"key": "b"}], answers, reader)]
+    assert [(result.status, result.text) for result in results] == [(Status.OK, "x"), (Status.OK, "y")]
+    orjson.dumps([result.to_dict() for result in results])  # as the steps after it do
+
+
+def test_brackets_that_do_not_match_are_still_no_answer():
+    for line in (b'{"key":"a","x":' + b"[" * 300 + b"]" * 299 + b"}", b"[" * 5000, b'{"key":"a}'):
+        with pytest.raises(ValueError, match="line 1"):
+            load(line)
+
+
+def test_an_answer_of_a_shape_that_nobody_foresaw_is_an_error_of_its_row():
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    result = judged(answer("x", modelVersion=deep))
+    assert result.status is Status.ERROR
+    assert "cannot be read: RecursionError" in (result.error_message or "")
+
+
+class Disk:
+    """Keeps the media of answers, unless it is broken."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.broken, self.files = broken, list[tuple[str, bytes]]()
+
+    def save(self, row: Any, number: int, mime_type: str, data: bytes) -> str:
+        if self.broken:
+            raise ValueError("read-only")
+        self.files.append((mime_type, data))
+        return f"{row['key']}-{number}"
+
+
+def pictures(*data: Any, finish: str = "STOP") -> dict[str, Any]:
+    parts = [{"inlineData": {"mimeType": "image/png", "data": one}} for one in data]
+    return {"response": {"candidates": [{"content": {"parts": parts}, "finishReason": finish}]}}
+
+
+@pytest.mark.parametrize("broken", ["é" * 8, "!!!", "abcde"])
+def test_a_picture_that_is_not_base64_is_invalid_and_the_others_of_its_row_are_kept(broken):
+    disk = Disk()
+    result = judged(pictures("aGk=", broken, "aG8"[:2] + "=="), media=disk)
+    assert (result.status, result.media) == (Status.INVALID_OUTPUT, ["k-0", "k-1"])
+    assert "not base64" in (result.error_message or "")
+    assert [data for _, data in disk.files] == [b"hi", b"h"]
+
+
+def test_a_picture_that_was_cut_off_is_truncated_first():
+    result = judged(pictures("!!!", finish="MAX_TOKENS"), media=Disk())
+    assert (result.status, result.media) == (Status.TRUNCATED, None)
+    assert "not base64" in (result.error_message or "")
+
+
+def test_a_picture_without_content_is_no_file():
+    disk = Disk()
+    assert judged(pictures("", "aGk=", None), media=disk).media == ["k-0"]
+    assert disk.files == [("image/png", b"hi")]
+
+
+def test_storage_that_fails_is_no_error_of_the_row():
+    with pytest.raises(ValueError, match="read-only"):
+        judged(pictures("aGk="), media=Disk(broken=True))
+
+
+def vector(values: list[Any]) -> Result:
+    return judged({"response": {"embedding": {"values": values}}}, embeddings=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "landed"),
+    [([0.5, -2], [0.5, -2.0]), ([0.1], [0.10000000149011612]), ([16777217], [16777216.0]), ([1e-50], [0.0])],
+)
+def test_an_embedding_is_of_the_numbers_that_float32_has(values, landed):
+    result = vector(values)
+    assert (result.status, result.embedding) == (Status.OK, landed)
+    assert {type(value) for value in result.embedding or ()} == {float}
+
+
+@pytest.mark.parametrize("values", [[1, 1e300], [-1e39], [10**300], [None, 1], [True], ["1.5"], [[1]]])
+def test_an_embedding_that_float32_cannot_hold_is_invalid(values):
+    result = vector(values)
+    assert (result.status, result.embedding) == (Status.INVALID_OUTPUT, None)
+    assert "float32" in (result.error_message or "")
+
+
+@pytest.mark.parametrize("code", [13, 13.0, "13"])
+def test_a_code_is_read_however_its_number_is_written(code):
+    result = judged({"error": {"code": code, "message": "x"}})
+    assert result.error_code == 13
+    assert result.passing
+
+
+@pytest.mark.parametrize("code", ["", "x", "13.5", 13.5, 1e300, float("nan"), True, 2**31, "9" * 30, "²"])
+def test_a_code_that_is_none_is_not_made_up(code):
+    assert judged({"error": {"code": code, "message": "x"}}).error_code is None
+
+
+def test_counts_of_tokens_may_be_written_as_floats_or_texts():
+    usage = judged(answer(usageMetadata={"promptTokenCount": 12.0, "candidatesTokenCount": "7"})).usage
+    assert usage == Usage(prompt_tokens=12, output_tokens=7)
+
+
+SOME_KEYS = st.sets(st.sampled_from("abcdef"))
+
+
+@given(SOME_KEYS, SOME_KEYS, st.booleans())
+def test_a_row_that_was_left_out_is_an_error_unless_it_has_an_answer(answered, left_out, with_file):
+    rows = [{"key": key} for key in "abcdef"]
+    data = b"\n".join(line(key, key) for key in sorted(answered))
+    answers = Answers(io.BytesIO(data), "abcdef", lambda *_: None) if with_file else None
+    joined = list(join(rows, answers, Reader(), unsendable=dict.fromkeys(left_out, "it is gone")))
+    assert [row for row, _ in joined] == rows
+    for row, result in joined:
+        if with_file and row["key"] in answered:
+            assert (result.status, result.text) == (Status.OK, row["key"])
+        elif row["key"] in left_out:
+            assert (result.status, result.error_message, result.passing) == (Status.ERROR, "it is gone", False)
+        else:
+            assert result.status is Status.MISSING

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_gemini_batch.core.layout import WorkDirectory
+from airflow_gemini_batch.core.limits import API_FILE_BYTES, Limits
 from airflow_gemini_batch.core.names import Slot
 from airflow_gemini_batch.core.requests import Request
-from airflow_gemini_batch.core.shards import API_FILE_BYTES, KeyCheck, Limits, read_rows_file, row_line, write_shards
+from airflow_gemini_batch.core.shards import KeyCheck, read_rows_file, row_line, write_shards
 from airflow_gemini_batch.exceptions import BadRow, InvalidConfig
 
 
@@ -127,7 +128,16 @@ def test_kept_values_are_stored_so_that_they_can_be_read_back():
     }}  # fmt: skip
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, 2**70, "\ud800", 1j])
+@pytest.mark.parametrize(("value", "stored"), [
+    (10**30, str(10**30)), (-(2**63) - 1, str(-(2**63) - 1)), (2**64 - 1, 2**64 - 1),
+    ([{"n": 10**30}, 1], [{"n": str(10**30)}, 1]),
+    ([float("nan"), {"a": -float("inf")}], ["nan", {"a": "-inf"}]),
+])  # fmt: skip
+def test_kept_numbers_that_json_cannot_hold_are_text(value, stored):
+    assert orjson.loads(row_line(Request("a", b"", {"c": value}), "row 8"))["keep"] == {"c": stored}
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, "\ud800", 1j])
 def test_a_kept_value_that_cannot_be_stored_names_its_row(value):
     with pytest.raises(BadRow, match="row 8: a kept column cannot be stored"):
         row_line(Request("k", b"x", {"v": value}), "row 8")

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from decimal import Decimal
 
-import genai_prices
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_gemini_batch.core.prices import cost_usd, prices_as_of
-from airflow_gemini_batch.core.usage import Usage
+from airflow_gemini_batch.core.usage import Spent, Tally, Usage, usd
 
-AT = datetime(2026, 6, 1, tzinfo=UTC)
-USAGES = st.builds(Usage, *[st.integers(0, 10**12)] * 5)
-MILLION = 1_000_000
+KINDS = st.dictionaries(st.sampled_from(["prompt_audio", "cached_audio", "output_image"]), st.integers(1, 10**12))
+USAGES = st.builds(Usage, *[st.integers(0, 10**12)] * 5, KINDS)
 
 
 # Usage
@@ -58,60 +55,55 @@ def test_usages_add_up_kind_by_kind_in_any_order(usages):
     for one in reversed(usages):
         backwards = one + backwards
     assert total == backwards
-    for name in Usage.__dataclass_fields__:
+    for name in ("prompt_tokens", "output_tokens", "thoughts_tokens", "cached_tokens", "tool_tokens"):
         assert getattr(total, name) == sum(getattr(one, name) for one in usages)
+    for kind in ("prompt_audio", "cached_audio", "output_image"):
+        assert total.modalities.get(kind, 0) == sum(one.modalities.get(kind, 0) for one in usages)
 
 
-# Prices
-
-
-def test_a_batch_costs_half_of_the_standard_price():
-    # https://ai.google.dev/gemini-api/docs/pricing: 0.30 and 2.50 dollars for a million tokens, half of it in a batch
-    assert cost_usd(Usage(prompt_tokens=MILLION), "gemini-2.5-flash", AT) == pytest.approx(0.15)
-    assert cost_usd(Usage(output_tokens=MILLION), "gemini-2.5-flash", AT) == pytest.approx(1.25)
-
-
-@pytest.mark.parametrize("model", ["gemini-2.5-flash", "gemini-2.5-flash-lite", "gemini-2.5-pro"])
-def test_half_is_half_for_every_model(model):
-    standard = genai_prices.calc_price(
-        genai_prices.Usage(input_tokens=1000, output_tokens=500),
-        model,
-        provider_id="google",
-        genai_request_timestamp=AT,
-    )
-    assert cost_usd(Usage(1000, 500), model, AT) == pytest.approx(float(standard.total_price) / 2)
-
-
-def test_thoughts_are_billed_as_output():
-    assert cost_usd(Usage(10, 500, 500), "gemini-2.5-flash", AT) == cost_usd(Usage(10, 1000), "gemini-2.5-flash", AT)
-
-
-def test_tokens_of_tools_are_billed_as_prompt():
-    assert cost_usd(Usage(600, 10, tool_tokens=400), "gemini-2.5-flash", AT) == cost_usd(
-        Usage(1000, 10), "gemini-2.5-flash", AT
+def test_every_kind_of_content_is_counted_apart():
+    meta = {
+        "promptTokenCount": 300, "candidatesTokenCount": 50, "cachedContentTokenCount": 40,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 100}, {"modality": "AUDIO", "tokenCount": "200"}],
+        "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 50}],
+        "cacheTokensDetails": [{"modality": "AUDIO", "tokenCount": 30}, {"modality": "AUDIO", "tokenCount": 10}],
+    }  # fmt: skip
+    assert Usage.of_response(meta) == Usage(
+        300, 50, cached_tokens=40, modalities={"prompt_audio": 200, "output_image": 50, "cached_audio": 40}
     )
 
 
-def test_cached_tokens_are_part_of_the_prompt_and_cheaper():
-    cached = cost_usd(Usage(MILLION, cached_tokens=MILLION), "gemini-2.5-flash", AT)
-    assert cached is not None
-    assert 0 < cached < 0.15
+@pytest.mark.parametrize(
+    "details", [None, "x", 5, {"modality": "AUDIO"}, [None], [{"modality": []}], [{"modality": "NEW", "tokenCount": 3}]]
+)
+def test_details_that_cannot_be_read_cost_nothing_else(details):
+    assert Usage.of_response({"promptTokenCount": 5, "promptTokensDetails": details}) == Usage(5)
 
 
-def test_nothing_used_costs_nothing():
-    assert cost_usd(Usage(), "gemini-2.5-flash", AT) == 0.0
+# Money
 
 
-@pytest.mark.parametrize("model", ["gemini-99-nobody-knows", "", "tunedModels/mine", "gpt-4o"])
-def test_an_unknown_price_is_none_and_never_zero(model):
-    assert cost_usd(Usage(1000, 1000), model, AT) is None
+def test_dollars_are_what_was_added_up_and_not_the_float_next_to_it():
+    assert usd(10**10) == Decimal("0.01")
+    assert usd(1) == Decimal("1E-12")
+    assert usd(123_456_789_012_345_678_901_234_567_890) == Decimal("123456789012345678.901234567890")
+    assert usd(0) == 0
+    assert usd(None) is None
 
 
-def test_counts_that_contradict_each_other_do_not_keep_a_run_from_ending():
-    """More cached tokens than prompt tokens: the service's own sums, added up when everything is landed."""
-    cost = cost_usd(Usage(prompt_tokens=5, output_tokens=1, cached_tokens=10), "gemini-2.5-flash", AT)
-    assert cost is None or cost > 0
+def test_one_unknown_price_makes_the_sum_unknown():
+    assert Spent(Usage(1), 5) + Spent(Usage(2), None) == Spent(Usage(3), None)
+    tally = Tally(lambda usage: None if usage.prompt_tokens == 2 else 7)
+    for tokens in (1, 2, 3):
+        tally.add(Usage(tokens))
+    assert tally.sum() == Spent(Usage(6), None)
 
 
-def test_the_source_of_the_prices_is_named():
-    assert prices_as_of().startswith("genai-prices ")
+@given(st.lists(USAGES))
+def test_a_tally_is_the_sum_of_its_parts(usages):
+    tally = Tally(lambda usage: usage.input_tokens * 3 + usage.output_tokens)
+    parts = Spent()
+    for one in usages:
+        tally.add(one)
+        parts = Spent(one, one.input_tokens * 3 + one.output_tokens) + parts
+    assert tally.sum() == parts

@@ -13,6 +13,7 @@ from airflow_gemini_batch.core.jobs import PHASE_OF_STATE, Counts, Gone, Job, Ph
 from airflow_gemini_batch.core.waiting import (
     HEARTBEAT,
     JITTER,
+    LONGEST_QUIET,
     SURE_AFTER,
     LookAt,
     Outcome,
@@ -40,7 +41,7 @@ def job(state: str = "RUNNING", name: str = "j", **more) -> Job:
 RUNNING, GONE, REFUSED, UNREACHABLE = job(), Gone("j", "404"), Refused("j", "403"), Unreachable("j", "503")
 
 
-def after(looks: list[Seen], *, deadline: float = FAR, now: float = NOW) -> tuple[int, Wait | Outcome]:
+def after(looks: list[Seen | None], *, deadline: float = FAR, now: float = NOW) -> tuple[int, Wait | Outcome]:
     """Step through looks; tells how many were needed."""
     wait: Wait | Outcome = Wait("j", deadline)
     for n, seen in enumerate(looks, 1):
@@ -70,6 +71,12 @@ def test_bad_news_is_believed_only_when_it_comes_three_times_in_a_row(seen, how)
 @pytest.mark.parametrize("looks", [[REFUSED, REFUSED, GONE], [GONE, REFUSED, GONE], [GONE, GONE, REFUSED]])
 def test_looks_that_disagree_prove_nothing(looks):
     assert isinstance(after(looks)[1], Wait)
+
+
+def test_a_look_that_was_not_made_proves_nothing_and_refutes_nothing():
+    assert after([GONE, None, None, None, GONE, None, GONE]) == (7, Outcome("j", "gone", GONE.detail))
+    assert after([None], deadline=NOW) == (1, Outcome("j", "timed_out", "it was not seen again"))
+    assert after([None]) == (1, Wait("j", FAR))
 
 
 def test_a_service_that_is_away_for_hours_ends_no_wait():
@@ -329,3 +336,72 @@ def test_an_event_that_is_not_ours_is_an_error(event):
 def test_an_event_of_a_later_release_is_an_error_that_says_so():
     with pytest.raises(StateTooNew, match="version 2"):
         from_event({"version": 2, "outcomes": []})
+
+
+# A time to come back
+
+
+def until(world, at, interval=60.0):
+    waits = [Wait(name, FAR) for name in world.script]
+    return watching(waits, interval=interval, clock=world.clock, tell=world.told.append, jitter=lambda: 0.5, until=at)
+
+
+def test_a_wait_for_nothing_but_a_time_looks_at_nothing():
+    world = World({})
+    assert drive(until(world, NOW + 500), world.look, world.sleep) == ()
+    assert (world.now, world.looks, world.told) == (NOW + 500, [], [])
+    assert drive(until(world, NOW), world.look, world.sleep) == ()
+    assert drive(until(world, None), world.look, world.sleep) == ()
+    assert world.now == NOW + 500
+
+
+@pytest.mark.parametrize(("at", "looks", "outcomes"), [(150, 4, 0), (60, 2, 0), (10_000, 6, 1)])
+def test_a_wait_ends_at_its_time_or_with_a_job_whichever_is_first(at, looks, outcomes):
+    world = World({"j": [RUNNING] * 5 + [job("SUCCEEDED")]})
+    assert len(drive(until(world, NOW + at), world.look, world.sleep)) == outcomes
+    assert len(world.looks) == looks
+
+
+def test_a_job_that_ends_with_the_time_is_told():
+    world = World({"j": [RUNNING, job("SUCCEEDED")]})
+    assert drive(until(world, NOW + 60), world.look, world.sleep) == (Outcome("j", "ended", "SUCCEEDED"),)
+
+
+def test_a_service_that_names_a_time_is_not_looked_at_before():
+    world = World({"j": [Unreachable("j", "429", 400.0), Unreachable("j", "429", 5.0), job("SUCCEEDED")]})
+    world.run()
+    assert world.pauses == [420, 60], "and a little later, so that tasks refused together come back apart"
+
+
+def test_a_service_that_asks_for_a_day_is_looked_at_in_minutes():
+    world = World({"j": [Unreachable("j", "429", 86400.0), job("SUCCEEDED")]})
+    world.run()
+    assert world.pauses == [LONGEST_QUIET * 1.05]
+
+
+def test_a_service_that_refuses_every_look_is_looked_at_ever_more_rarely():
+    no_time = Unreachable("j", "429", 0.0)
+    world = World({"j": [no_time, no_time, no_time, no_time, no_time, no_time, RUNNING, no_time, job("SUCCEEDED")]})
+    world.run(jitter=0.5)
+    assert world.pauses == pytest.approx([60, 126, 252, 504, 630, 630, 60, 60])
+
+
+def test_a_service_that_answers_some_looks_is_looked_at_as_before():
+    refused = [Unreachable("j", "429", 0.0)] * 3 + [job("SUCCEEDED")]
+    world = World({"j": refused, "k": [RUNNING]})
+    world.run()
+    assert world.pauses == [60, 60, 60]
+
+
+def test_an_event_stays_small_whatever_the_service_says_of_a_hundred_jobs():
+    event = to_event([Outcome(f"batches/{n}", "timed_out", "x" * 100_000) for n in range(100)])
+    assert len(json.dumps(event)) < 50_000
+    assert [one.job for one in from_event(event)] == [f"batches/{n}" for n in range(100)]
+    assert from_event(to_event([Outcome("j", "gone", "x" * 300)])) == (Outcome("j", "gone", "x" * 300),)
+
+
+def test_the_event_says_what_ended_the_wait_and_an_older_reader_understands_it():
+    event = to_event(())
+    assert (event["woken_by"], event["version"], event["outcomes"]) == ("time", 1, [])
+    assert to_event((Outcome("j", "ended"),))["woken_by"] == "jobs"
+    assert from_event(event) == ()

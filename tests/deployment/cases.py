@@ -84,6 +84,10 @@ class Case:
         return jobs
 
     def clear(self, run: str = "r1") -> None:
+        ended = ("success", "failed")
+        if self.api.task(self.dag_id, run, TASK)["state"] in ended:
+            # Cleared before that, the task was twice seen to stay without a state for minutes: its run was just being ended.
+            wait_for(lambda: self.api.run_state(self.dag_id, run) in ended, what=f"end of {run}", seconds=60)
         self.api.clear(self.dag_id, run, TASK)
 
     def mark(self, state: str, run: str = "r1") -> None:

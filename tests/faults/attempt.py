@@ -6,7 +6,7 @@ One attempt of a task in a process of its own, which may end itself at a chosen 
 
 The package has no hooks for this: a trap wraps one of its functions from outside. Settings::
 
-    operator    arguments of GeminiBatchOperator; "limits" as a mapping
+    operator    arguments of GeminiBatchOperator; "limits" and "budget" as mappings
     task        dag_id, task_id, run_id, map_index, try_number, max_tries
     part        "all": execute, trigger, resume, as Airflow would in three processes; or one of the three alone, with
                 "trigger": [path, kwargs] or "event" as the part before it printed them
@@ -215,12 +215,15 @@ def set_trap(at: str, when: str, nth: int = 1, kill: str = "KILL") -> None:
 
 
 def operator_of(settings: dict[str, Any]) -> Any:
+    from airflow_gemini_batch.core.budget import Budget
     from airflow_gemini_batch.core.shards import Limits
     from airflow_gemini_batch.operators.batch import GeminiBatchOperator
 
     arguments = dict(settings["operator"])
     if "limits" in arguments:
         arguments["limits"] = Limits(**arguments["limits"])
+    if "budget" in arguments:
+        arguments["budget"] = Budget(**arguments["budget"])
     return GeminiBatchOperator(**({"task_id": settings["task"]["task_id"]} | arguments))
 
 

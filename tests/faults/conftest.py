@@ -441,7 +441,7 @@ class Bench:
             lambda: RecordSource(list(self.rows)),
             Spec("gemini-2.5-flash", "{id} is {text}", key="id", keep=("kept",)),
             OutputDirectory(self.directory / "out"),
-            Policy(limits=Limits(requests_per_job=jobs_of), **policy),
+            Policy(**{"limits": Limits(requests_per_job=jobs_of)} | policy),
             clears,
         )
 
@@ -460,7 +460,13 @@ class Bench:
         outcomes, starting = (), True
         try:
             while isinstance(reached := advance(run, services, outcomes=outcomes, starting=starting), Waiting):
-                steps = watching(reached.waits, interval=self.interval, clock=self.now, tell=self.told.append)
+                steps = watching(
+                    reached.waits,
+                    interval=self.interval,
+                    clock=self.now,
+                    tell=self.told.append,
+                    until=reached.not_before,
+                )
                 if self.deferred:
                     outcomes = asyncio.run(wait(steps))
                 else:
@@ -502,8 +508,13 @@ class Bench:
 
 
 @pytest.fixture
-def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
     """Make a bench with an emulator of these settings."""
+    from airflow_gemini_batch.core import patience
+
+    # Here pauses cost nothing, so they are as long as they really are.
+    monkeypatch.setattr(patience, "FIRST", 30.0)
+    monkeypatch.setattr(patience, "LONGEST", 600.0)
     with ExitStack() as stack:
 
         def make(emulator: Mapping[str, Any] | None = None, **settings: Any) -> Bench:

@@ -213,7 +213,7 @@ def test_a_definite_refusal_is_final_and_leaves_no_doubt(bench: Any, code: int) 
     assert bench.slept - slept < submitting.MARGIN, "no create can be under way, so nothing is waited for"
 
 
-def test_a_full_quota_is_retryable_and_pays_nothing(bench: Any) -> None:
+def test_a_quota_full_for_a_day_is_retryable_and_pays_nothing(bench: Any) -> None:
     bench.emulator.faults = Faults(http_errors={"create": HttpError(429)})
     with pytest.raises(QuotaExceeded) as caught:
         bench.attempt()
@@ -341,7 +341,7 @@ def _uploads_only(bench: Any) -> None:
     """An attempt that uploads, and fails before it creates a job."""
     bench.emulator.faults = Faults(http_errors={"create": HttpError(429)})
     with pytest.raises(QuotaExceeded):
-        bench.attempt()
+        bench.attempt(quota_timeout=0)
     bench.emulator.faults = Faults()
 
 

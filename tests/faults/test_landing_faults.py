@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from airflow_gemini_batch.core import documents, landing, storage
@@ -196,9 +197,9 @@ DISK: dict[str, tuple[Any, str, int]] = {
     "claiming": (storage.os, "link", 3),
     "recording the job": (storage, "publish", 2),
     "fetching the results": (storage.os, "fsync", 9),
-    "landing, the first row": (landing.Part, "add", 1),
-    "landing, in the middle": (landing.Part, "add", 100),
-    "landing, another slot": (landing.Part, "add", 150),
+    "landing, the first rows": (landing.Part, "add_columns", 1),
+    "landing, in a thread": (pq.ParquetWriter, "write_table", 1),
+    "landing, another slot": (pq.ParquetWriter, "write_table", 2),
     "landing, at the end": (landing.Part, "close", 1),
     "recording what is landed": (storage, "publish", 6),
     "writing the manifest": (storage, "publish", 7),
@@ -223,8 +224,6 @@ def test_a_disk_that_fails_once_costs_nothing(
 
 
 def _check_no_half_parts(bench: Any) -> None:
-    import pyarrow.parquet as pq
-
     for path in _parts(bench):
         assert path.suffix == ".parquet"
         assert pq.read_table(path).num_rows == 100

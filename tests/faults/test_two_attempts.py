@@ -60,6 +60,20 @@ def test_two_attempts_started_together_pay_once(
         check_paid_once(rig, jobs=3)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_two_attempts_with_a_canary_pay_once_and_the_canary_comes_first(
+    make_rig: Callable[..., Any], check_paid_once: Callable[..., None], seed: int
+) -> None:
+    rng = random.Random(f"canary {seed}")
+    rig = make_rig({"faults": SLOW, "job_seconds": rng.choice([0.0, 0.5])}, canary=2, **THREE_SLOTS)
+    start = time.time() + 0.3
+    both = [rig.start(try_number=n, more={"start_at": start + (n - 1) * rng.choice([0.0, 0.1, 0.5])}) for n in (1, 2)]
+    _check_together(rig, [one.wait() for one in both], slots=3)
+    assert rig.emulator.jobs[0].keys == ("row-0", "row-1")
+    if rig.emulator.jobs_created == 3:
+        check_paid_once(rig, jobs=3)
+
+
 @pytest.mark.slow
 @both_ways
 @pytest.mark.parametrize("seed", range(100, 110))
@@ -86,7 +100,7 @@ STOPS: dict[str, tuple[Any, ...]] = {
     "after the create, before the record": (f"{CORE}client:Client.create", "after"),
     "after the record": (f"{CORE}ledger:Ledger.submitted", "after"),
     "in the middle of a download": (f"{CORE}client:Client._download", "writing"),
-    "in the middle of landing": (f"{CORE}landing:Part.add", "before", 2),
+    "in the middle of landing": (f"{CORE}landing:Part.close", "before", 2),
     "after a part, before its record": (f"{CORE}ledger:Ledger.landed", "before"),
     "before the manifest": (f"{CORE}manifest:Manifest.write", "before"),
 }
@@ -170,7 +184,7 @@ def test_two_attempts_that_open_a_round_at_once_do_not_damage_each_others_reques
     make_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wait that ends sends again what may pass; a new attempt sends everything unsettled. Both at the same time."""
-    from airflow_gemini_batch.core import planning
+    from airflow_gemini_batch.core import rounds
     from airflow_gemini_batch.core.flow import Waiting, advance
     from airflow_gemini_batch.core.waiting import Outcome
 
@@ -181,7 +195,7 @@ def test_two_attempts_that_open_a_round_at_once_do_not_damage_each_others_reques
     bench.emulator.set_state(waiting.waits[0].job, "SUCCEEDED")
     bench.emulator.set_state(waiting.waits[1].job, "CANCELLED")
     outcomes = tuple(Outcome(wait.job, "ended") for wait in waiting.waits)
-    write, depth = planning.write_shards, []
+    write, depth = rounds.write_shards, []
 
     def write_while_another_opens_its_own(*args: Any, **more: Any) -> Any:
         if not depth:
@@ -189,7 +203,7 @@ def test_two_attempts_that_open_a_round_at_once_do_not_damage_each_others_reques
             advance(bench.a_run(jobs_of=3), services, outcomes=outcomes)  # commits round 1 and submits it
         return write(*args, **more)
 
-    monkeypatch.setattr(planning, "write_shards", write_while_another_opens_its_own)
+    monkeypatch.setattr(rounds, "write_shards", write_while_another_opens_its_own)
     reached = advance(bench.a_run(jobs_of=3), services, outcomes=outcomes, starting=True)
     monkeypatch.undo()
     assert depth, "both opened a round"

@@ -39,7 +39,7 @@ def _prepare(bench: Any, document: str) -> Path:
     if document in ("upload.json", "claim-1.json", "refused-1.json"):
         bench.emulator.faults = Faults(http_errors={"create": HttpError(429)})
         with pytest.raises(QuotaExceeded):
-            bench.attempt()
+            bench.attempt(quota_timeout=0)
         bench.emulator.faults = Faults()
     elif document in ("landed.json", "manifest.json"):
         bench.attempt()

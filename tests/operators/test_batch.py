@@ -152,6 +152,42 @@ def test_kept_columns_come_back_with_their_types(batch: Any, tmp_path: Path) -> 
     assert {name: back[name] for name in keep} == {name: row[name] for name in keep}
 
 
+@pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
+def test_types_in_keep_make_numbers_of_a_csv(batch: Any, tmp_path: Path, file_format: str) -> None:
+    (tmp_path / "in.csv").write_text("id,stars,price,tags\na,5,1.5,[1]\nb,,,\n")
+    keep = {"stars": "int8", "price": "decimal(10,2)", "tags": "list<int64>", "id": None}
+    settings = {"prompt": "{id}", "key": "id", "keep": keep, "file_format": file_format}
+    manifest = batch(source=str(tmp_path / "in.csv"), **settings)
+    one, other = landed(manifest)
+    price = Decimal("1.50") if file_format == "parquet" else "1.50"
+    assert [one[name] for name in keep] == [5, price, [1], "a"]
+    assert [other[name] for name in keep] == [None, None, None, "b"]
+    if file_format == "parquet":
+        schema = pq.read_schema(manifest["files"][0])
+        assert [schema.field(name).type for name in ("stars", "price")] == [pa.int8(), pa.decimal128(10, 2)]
+
+
+def test_a_value_of_another_type_than_keep_says_is_told_before_anything_is_sent(batch: Any, emulator: Any) -> None:
+    rows = [{"id": "a", "stars": 5}, {"id": "b", "stars": "five"}]
+    with pytest.raises(AirflowFailException, match=r"row 1.*'stars' holds 'five', which is no int64"):
+        batch(source=rows, prompt="{id}", keep={"stars": "int64"})
+    assert emulator.jobs_created == 0
+
+
+def test_a_type_that_there_is_not_is_told_with_its_column(batch: Any) -> None:
+    with pytest.raises(AirflowFailException, match=r"keep has for 'stars'.*'varchar'"):
+        batch(source=[{"id": "a", "stars": 5}], prompt="{id}", keep={"stars": "varchar"})
+
+
+def test_writing_down_the_types_that_a_plan_has_is_no_change_and_others_are(batch: Any, emulator: Any) -> None:
+    settings = {"source": [{"id": "a", "stars": 5}], "prompt": "{id}"}
+    batch(**settings, keep=["stars"])
+    batch(**settings, keep={"stars": "int64"})
+    with pytest.raises(AirflowFailException, match="type of stars"):
+        batch(**settings, keep={"stars": "double"})
+    assert emulator.jobs_created == 1
+
+
 def test_a_row_with_an_empty_prompt_lands_with_a_status_and_is_not_paid(batch: Any, emulator: Any) -> None:
     source = [{"id": "a", "t": "x"}, {"id": "b", "t": "  "}, {"id": "c", "t": None}]
     manifest = batch(source=source, prompt="Read:\n{t}", key="id")
@@ -206,8 +242,10 @@ def test_the_config_goes_where_rest_wants_it(batch: Any, emulator: Any, tmp_path
 
 # fmt: off
 BAD_INPUT: list[tuple[str, dict[str, Any], type[GeminiBatchError], str]] = [
+    ("a list of file names", {"source": ["/data/a.csv", "b.jsonl.gz"], "prompt": None, "key": None},
+     InvalidConfig, "Give one URI"),
     ("a missing file", {"source": "{tmp}/none.csv"}, SourceUnreadable, "none.csv does not exist"),
-    ("a directory", {"source": "{tmp}"}, SourceUnreadable, "is a directory"),
+    ("a directory of nothing", {"source": "{tmp}/empty"}, SourceUnreadable, "is a directory without"),
     ("a glob without files", {"source": "{tmp}/*.avro"}, SourceUnreadable, "No file matches"),
     ("an unknown ending", {"source": "{tmp}/x.xlsx"}, SourceUnreadable, "Known endings"),
     ("a file that is no Parquet", {"source": "{tmp}/fake.parquet"}, SourceUnreadable, "fake.parquet is not a readable"),
@@ -237,7 +275,7 @@ BAD_INPUT: list[tuple[str, dict[str, Any], type[GeminiBatchError], str]] = [
      {"config": {"temperature": 9}}, InvalidConfig, "temperature is 9.0; the API takes 0 to 2"),
     ("an empty model", {"model": " "}, InvalidConfig, "model is empty"),
     ("an unwritable output", {"output": "{tmp}/plain.txt/out"}, OutputNotWritable, "Cannot write"),
-    ("an empty output", {"output": ""}, InvalidConfig, "empty path"),
+    ("an empty output", {"output": ""}, InvalidConfig, "output is ''; it takes a URI"),
     ("an unknown format", {"file_format": "xlsx"}, InvalidConfig, "file_format is 'xlsx'"),
     ("a missing connection", {"gemini_conn_id": "nope"}, InvalidConfig, "no connection 'nope'"),
     ("no rows, if asked to fail", {"source": [], "on_empty": "fail"}, NoRows, "no rows"),
@@ -247,6 +285,7 @@ BAD_INPUT: list[tuple[str, dict[str, Any], type[GeminiBatchError], str]] = [
 
 @pytest.fixture
 def bad_files(tmp_path: Path) -> Path:
+    (tmp_path / "empty").mkdir()
     (tmp_path / "x.xlsx").write_text("x")
     (tmp_path / "plain.txt").write_text("x")
     (tmp_path / "fake.parquet").write_text("not parquet at all")
@@ -320,6 +359,20 @@ def test_more_failed_rows_than_allowed_fail_the_task(batch: Any, emulator: Any) 
     emulator.faults = Faults(fail_keys={"0": {"code": 3, "message": "bad request"}})
     with pytest.raises(AirflowFailException, match=r"1 of 4 rows are not ok"):
         batch(source=["a", "b", "c", "d"], max_failed_ratio=0.2)
+
+
+def test_the_file_of_failed_rows_is_a_source_as_it_is(batch: Any, emulator: Any, tmp_path: Path) -> None:
+    rows = [{"id": name, "text": name, "shop": "Bonn"} for name in "abc"]
+    emulator.faults = Faults(fail_keys={"b": {"code": 3, "message": "bad request", "times": 1}})
+    first = batch(source=rows, prompt="{text}", key="id", keep=["shop"])
+    for number, keep in enumerate(([], ["shop"], ["shop", "failure"])):
+        again = batch(
+            task_context(run_id=f"again-{number}"), source=first["failures"], keep=keep,
+            output=str(tmp_path / f"again-{number}"),
+        )  # fmt: skip
+        (row,) = landed(again)
+        assert (row["key"], row["status"]) == ("b", "ok")
+        assert [row[name] is not None for name in keep] == [True] * len(keep)
 
 
 def test_a_retry_after_the_end_lands_again_and_pays_nothing(batch: Any, emulator: Any) -> None:
