@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test services chaos lint clean
+.PHONY: demo test services chaos bench lint docs clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,18 +17,25 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 -m "not slow and not services"
 
+# pip tries for more than ten minutes which boto3 gets on with the newest python-dateutil; uv answers in seconds.
 $(VENV)/.services: $(VENV)/.ready
-	$(BIN)/pip install --quiet --group services
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --group services
 	touch $@
 
-# A real deployment: needs a PostgreSQL at 127.0.0.1:5432 that lets user postgres in without a password.
+# Real deployments: need a PostgreSQL at 127.0.0.1:5432 that lets user postgres in without a password, and a Redis at 6379.
 services: $(VENV)/.services
-	$(BIN)/python -m pytest -m services tests/deployment
+	$(BIN)/python -m pytest -m services
 
 MINUTES ?= 10
 SEED ?= 1
 chaos: $(VENV)/.services
 	$(BIN)/python -m tests.deployment.chaos --minutes $(MINUTES) --seed $(SEED)
+
+# Minutes; BENCH=--full has the sizes of the aims.
+BENCH ?=
+bench: $(VENV)/.services
+	$(BIN)/python benchmarks $(BENCH)
 
 $(VENV)/.lint: $(VENV)/.ready
 	$(BIN)/pip install --quiet --group lint
@@ -38,6 +45,14 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/pip install --quiet --group docs
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The pages are in build/docs/index.html"
 
 clean:
 	rm -rf .venv .venv-* .demo dist build
