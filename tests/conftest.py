@@ -15,6 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No time limit per example: the suite also runs in parallel on small machines.
+settings.register_profile("small machines", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("small machines")
 
 HOME = Path(tempfile.mkdtemp(prefix="airflow-gemini-batch-test-"))
 os.environ |= {

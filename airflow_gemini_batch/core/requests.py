@@ -18,7 +18,8 @@ from airflow_gemini_batch.core.names import wire_key
 from airflow_gemini_batch.core.per_row import PerRow
 from airflow_gemini_batch.core.prompts import Prompt, bytes_text, is_null, unsendable
 from airflow_gemini_batch.core.readymade import check_request, meant_as_request, with_template
-from airflow_gemini_batch.core.rows import TEXT_COLUMN, Row, check_columns
+from airflow_gemini_batch.core.rows import TEXT_COLUMN, Row
+from airflow_gemini_batch.core.source_columns import check_columns
 from airflow_gemini_batch.core.spelling import snake
 from airflow_gemini_batch.exceptions import BadRow, InvalidConfig
 

@@ -7,7 +7,6 @@ Lines are split at ``\\n`` bytes only: U+2028 and U+0085 are text, though ``str.
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import json
 import logging
@@ -17,22 +16,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, cast
-from urllib.parse import unquote
 
 import orjson
 
 from airflow_gemini_batch.core import exact
 from airflow_gemini_batch.core.parquet import RowBatch, read_batches, without_nanoseconds
+from airflow_gemini_batch.core.source_columns import LeftOut, check_columns, partitions_of
 from airflow_gemini_batch.core.storage import StoragePath
-from airflow_gemini_batch.exceptions import BadRow, SourceUnreadable, UnknownColumn
+from airflow_gemini_batch.exceptions import BadRow, SourceUnreadable
 
 log = logging.getLogger("airflow_gemini_batch")
 
 TEXT_COLUMN = "text"
 """The one column of rows that are bare strings."""
-
-NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-"""What Hive and Spark write in a directory's name for a null."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -70,7 +66,8 @@ def read_rows(source: FileSource | RecordSource, needed: Mapping[str, str]) -> I
     Yield the rows of a source in order.
 
     :param needed: column → what needs it (``"prompt"``, ``"key"``, ``"keep"``). When it is not empty, only these columns
-        need be read; a missing one is an error before the first row.
+        need be read; one that a file with a header does not have is an error before its first row. A record of JSON or of a
+        list may leave it out, which is a null, if another one has it.
     :raises SourceUnreadable: a file is missing or not what its name says.
     :raises BadRow: one record is broken; it names file and line.
     :raises UnknownColumn: a needed column is not there; it lists those that are.
@@ -84,8 +81,12 @@ def read_rows(source: FileSource | RecordSource, needed: Mapping[str, str]) -> I
 
 def read_source(source: FileSource | RecordSource, needed: Mapping[str, str]) -> Iterator[Row | RowBatch]:
     """Like :func:`read_rows`, but rows of a Parquet file come as they are in it: many at a time, by the column."""
+    left_out = LeftOut(needed)
     if isinstance(source, RecordSource):
-        yield from _records(source.records)
+        for row in _records(source.records):
+            values = left_out.filled(row.values, row.where)
+            yield row if values is row.values else Row(row.number, values)
+        left_out.tell()
         return
     _check_kinds(source.paths)
     number = 0
@@ -109,8 +110,9 @@ def read_source(source: FileSource | RecordSource, needed: Mapping[str, str]) ->
         columns = frozenset(file.partitions)
         for line, values, raw_line in _read_file(file):
             whole = {**file.partitions, **values} if columns else values
-            yield Row(number, whole, name, line, raw_line, columns)
+            yield Row(number, left_out.filled(whole, f"{name}:{line}"), name, line, raw_line, columns)
             number += 1
+    left_out.tell()
 
 
 def rows_of(batch: RowBatch) -> Iterator[Row]:
@@ -168,23 +170,6 @@ def _records(records: Iterable[Any]) -> Iterator[Row]:
 
 
 # Paths ------------------------------------------------------------------------------------------------------
-
-
-def partitions_of(path: StoragePath) -> dict[str, str | None]:
-    """Return the columns that a file's directories are named for."""
-    columns: dict[str, str | None] = {}
-    for segment in str(path).split("/")[:-1]:
-        name, equals, value = segment.partition("=")
-        if name and equals:
-            columns[_decoded(name)] = None if value == NULL_PARTITION else _decoded(value)
-    return columns
-
-
-def _decoded(text: str) -> str:
-    try:
-        return unquote(text, errors="strict")
-    except UnicodeDecodeError:  # not written by Hive's rules: then it stands for itself
-        return text
 
 
 def _short_names(paths: tuple[StoragePath, ...]) -> list[str]:
@@ -390,16 +375,3 @@ READERS: dict[str, Reader] = {
     "ndjson": _read_jsonl,
     "json": _read_jsonl,
 }
-
-
-def check_columns(needed: Mapping[str, str], present: Iterable[str], where: str) -> None:
-    """:raises UnknownColumn: a needed column is missing; it lists the columns and the likely meant one."""
-    columns = list(present)
-    for name, role in needed.items():
-        if name not in columns:
-            close = difflib.get_close_matches(name, columns, 1)
-            meant = f" Did you mean {close[0]!r}?" if close else ""
-            listed = ", ".join(map(repr, columns[:50])) or "none"
-            raise UnknownColumn(
-                f"{role} names the column {name!r}, which {where} does not have. Columns: {listed}.{meant}"
-            )

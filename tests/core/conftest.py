@@ -14,7 +14,6 @@ from typing import Any
 
 import certifi
 import pytest
-from hypothesis import HealthCheck, settings
 
 from airflow_gemini_batch.core.attempt import Policy, Run, Services
 from airflow_gemini_batch.core.client import Client
@@ -27,10 +26,6 @@ from airflow_gemini_batch.core.rest import Account
 from airflow_gemini_batch.core.rows import FileSource, RecordSource
 from airflow_gemini_batch.core.waiting import Outcome, drive, watching
 from airflow_gemini_batch.emulator import Emulator
-
-# No time limit per example: the suite also runs in parallel on small machines.
-settings.register_profile("core", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("core")
 
 MODEL = "gemini-2.5-flash"
 

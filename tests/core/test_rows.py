@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from airflow_gemini_batch.core import exact
 from airflow_gemini_batch.core.requests import RequestBuilder, Spec
-from airflow_gemini_batch.core.rows import BYTE_ORDER_MARK, NULL_PARTITION, FileSource, RecordSource, read_rows
+from airflow_gemini_batch.core.rows import BYTE_ORDER_MARK, FileSource, RecordSource, read_rows
+from airflow_gemini_batch.core.source_columns import NULL_PARTITION
 from airflow_gemini_batch.exceptions import BadRow, SourceUnreadable, UnknownColumn
 
 AWKWARD = 'a,"b"\r\nc\nd\re\u2028f\u2029g\u0085h\x1ci\x0bj\tk 😀 \\n é'
@@ -114,6 +115,43 @@ def test_an_unknown_column_lists_the_columns_and_suggests_one(tmp_path, name, da
     assert "prompt names the column 'reveiw'" in said
     assert "'review', 'id'" in said
     assert "Did you mean 'review'?" in said
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "records"])
+def test_what_a_json_record_leaves_out_is_null_if_another_one_has_it(tmp_path, caplog, kind):
+    records = [{"id": 1}, {"id": 2, "lang": "de"}, {"id": 3}]
+    if kind == "jsonl":
+        source = FileSource((write(tmp_path / "x.jsonl", "".join(json.dumps(one) + "\n" for one in records)),))
+    else:
+        source = RecordSource(records)
+    caplog.set_level("INFO")
+    found = [dict(row.values) for row in read_rows(source, {"id": "key", "lang": "prompt"})]
+    assert found == [{"id": 1, "lang": None}, {"id": 2, "lang": "de"}, {"id": 3, "lang": None}]
+    first = "x.jsonl:1" if kind == "jsonl" else "row 0"
+    assert f"2 rows leave the column 'lang' out, the first is {first}: it is null there" in caplog.text
+
+
+def test_a_column_may_be_missing_from_a_whole_file_if_another_one_has_it(tmp_path):
+    paths = (write(tmp_path / "1.jsonl", '{"a":1}\n'), write(tmp_path / "2.jsonl", '{"a":2,"b":3}\n'))
+    found = [dict(row.values) for row in read_rows(FileSource(paths), {"a": "prompt", "b": "keep"})]
+    assert found == [{"a": 1, "b": None}, {"a": 2, "b": 3}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "records"])
+def test_a_column_that_no_json_record_has_is_unknown(tmp_path, kind):
+    records = [{"id": 1}, {"id": 2, "lang": "de"}]
+    if kind == "jsonl":
+        source = FileSource((write(tmp_path / "x.jsonl", "".join(json.dumps(one) + "\n" for one in records)),))
+    else:
+        source = RecordSource(records)
+    with pytest.raises(UnknownColumn, match=r"names the column 'long'.*Columns: 'id', 'lang'\. Did you mean 'lang'"):
+        list(read_rows(source, {"id": "key", "long": "prompt"}))
+
+
+def test_no_json_record_may_leave_its_key_out():
+    records = [{"id": 1, "lang": "de"}, {"lang": "en"}]
+    with pytest.raises(UnknownColumn, match="key names the column 'id', which row 1 does not have"):
+        list(read_rows(RecordSource(records), {"id": "key", "lang": "prompt"}))
 
 
 # Partitions
