@@ -20,7 +20,7 @@ test: $(VENV)/.ready
 # pip tries for more than ten minutes which boto3 gets on with the newest python-dateutil; uv answers in seconds.
 $(VENV)/.services: $(VENV)/.ready
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --group services
+	$(BIN)/uv pip install --quiet --compile-bytecode --system-certs --python $(BIN)/python --group services
 	touch $@
 
 # Real deployments: need a PostgreSQL at 127.0.0.1:5432 that lets user postgres in without a password, and a Redis at 6379.
