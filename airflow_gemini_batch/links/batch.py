@@ -61,15 +61,18 @@ def job_url(job: str) -> str:
     return f"{AI_STUDIO}#{job}"
 
 
-def place_url(uri: str) -> str:
-    """Where a person finds a directory or a file: the store's own console, or the URI itself where it has none."""
+def place_url(uri: str, page: str = "") -> str:
+    """
+    Where a person finds a directory or a file: the store's own console. Airflow's UI shows links of the web only, so where
+    there is no console it is ``page``, with the place named in its fragment for who looks.
+    """
     scheme, _, rest = uri.partition("://")
-    if not rest:
-        return f"file://{uri}"
     # A connection id may stand before the bucket: it is no part of the place.
     bucket, _, key = rest.rpartition("@")[2].partition("/")
-    page = CONSOLES.get(scheme)
-    return page(bucket, quote(key)) if page else uri
+    if (console := CONSOLES.get(scheme)) is not None:
+        return console(bucket, quote(key))
+    place = uri if rest else f"file://{uri}"
+    return f"{page}#{quote(place, safe='/:@=')}" if page else place
 
 
 CONSOLES: dict[str, Callable[[str, str], str]] = {
@@ -83,3 +86,9 @@ def push(context: Any, link: _Pushed | type[_Pushed], url: str) -> None:
     ti = context["ti"]
     if hasattr(ti, "xcom_push"):
         ti.xcom_push(key=link.xcom_key, value=url)
+
+
+def push_place(context: Any, link: _Pushed | type[_Pushed], uri: str) -> None:
+    """Show where something was put, if need be on the task's own page of XComs, which has the manifest."""
+    log_url = str(getattr(context["ti"], "log_url", ""))
+    push(context, link, place_url(uri, f"{log_url.partition('?')[0]}/xcom" if log_url else ""))

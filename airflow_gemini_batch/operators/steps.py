@@ -27,7 +27,7 @@ from airflow_gemini_batch.core.checks import (
 )
 from airflow_gemini_batch.exceptions import InvalidConfig
 from airflow_gemini_batch.failures import failing_fast
-from airflow_gemini_batch.links.batch import GeminiJobLink, GeminiOutputLink, job_url, place_url, push
+from airflow_gemini_batch.links.batch import GeminiJobLink, GeminiOutputLink, job_url, push, push_place
 from airflow_gemini_batch.operators.batch import GeminiBatchOperator, run_id_of
 from airflow_gemini_batch.operators.checking import CHECKS, check_given, check_settings, is_open, one_model, rows
 from airflow_gemini_batch.operators.records import as_data, as_uri
@@ -133,7 +133,7 @@ class GeminiPrepareRequestsOperator(GeminiBatchOperator):
         return prepare(run, services)
 
     def _done(self, context: Context, run: Run, reached: Any) -> Any:
-        push(context, GeminiOutputLink, place_url(str(run.output.path)))
+        push_place(context, GeminiOutputLink, str(run.output.path))
         ti: Any = context["ti"]
         if hasattr(ti, "xcom_push"):
             ti.xcom_push(key="rows", value=reached["rows"])

@@ -10,8 +10,8 @@ from airflow_gemini_batch.links.batch import (
     GeminiManifestLink,
     GeminiOutputLink,
     job_url,
-    place_url,
     push,
+    push_place,
 )
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def show_waiting(context: Any, output: object, jobs: Iterable[str]) -> None:
     for job in jobs:
         push(context, GeminiJobLink, job_url(job))
         break
-    push(context, GeminiOutputLink, place_url(str(output)))
+    push_place(context, GeminiOutputLink, str(output))
 
 
 def show_landed(context: Any, output: object, manifest: str, jobs: Iterable[str]) -> None:
     show_waiting(context, output, jobs)
-    push(context, GeminiManifestLink, place_url(manifest))
+    push_place(context, GeminiManifestLink, manifest)
 
 
 def announce(context: Any, outlets: Iterable[object], manifest: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ class Ti:
     def __init__(self, **ids: Any) -> None:
         self.__dict__.update(task_context(**ids)["ti"].__dict__)
         self.pushed: dict[str, Any] = {}
+        self.log_url = ""
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = value
@@ -38,12 +39,14 @@ def test_links_are_there_while_the_task_waits(monkeypatch: pytest.MonkeyPatch, t
     with Emulator(states=["PENDING", "RUNNING", "SUCCEEDED"]) as gemini:
         point_at(gemini.url, monkeypatch)
         operator = batch_operator(tmp_path, source=ROWS, prompt="{text}", deferrable=deferrable)
+        ti.log_url = "http://airflow:8080/dags/d/runs/r/tasks/t?try_number=1"
         manifest = run_operator(operator, {"ti": ti}, on_defer=lambda _: seen.append(dict(ti.pushed)))
         job = gemini.jobs[0].name
+    xcoms = "http://airflow:8080/dags/d/runs/r/tasks/t/xcom"
     for pushed in (*seen, ti.pushed):
         assert pushed["gemini_batch_job_link"] == f"https://aistudio.google.com/batches#{job}"
-        assert pushed["gemini_batch_output_link"] == f"file://{tmp_path}/out"
-    assert ti.pushed["gemini_batch_manifest_link"] == f"file://{manifest['manifest']}"
+        assert pushed["gemini_batch_output_link"] == f"{xcoms}#file://{tmp_path}/out"
+    assert ti.pushed["gemini_batch_manifest_link"] == f"{xcoms}#file://{manifest['manifest']}"
     assert len(seen) == deferrable
 
 
@@ -74,6 +77,8 @@ def test_a_run_that_failed_after_landing_links_to_its_manifest(
 ])  # fmt: skip
 def test_a_place_links_to_its_stores_console(uri: str, url: str) -> None:
     assert place_url(uri) == url
+    page = "http://airflow:8080/dags/d/runs/r/tasks/t/xcom"
+    assert place_url(uri, page) == (url if url.startswith("https:") else f"{page}#{url}")
 
 
 def test_a_job_of_vertex_links_to_the_cloud_console() -> None:
