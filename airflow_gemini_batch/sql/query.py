@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import date, datetime, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -134,7 +134,7 @@ def _columns(cursor: _Cursor, query: SqlQuery) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """A database's value as one that can be put into a prompt and kept."""
-    if value is None or isinstance(value, str | int | float | Decimal | bytes | date):
+    if value is None or isinstance(value, str | int | float | Decimal | bytes | date | time | timedelta):
         return value
     if isinstance(value, memoryview | bytearray):
         return bytes(value)
@@ -150,6 +150,6 @@ def _json(value: Any) -> Any:
     value = _plain(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if isinstance(value, datetime | date | time):
+    if isinstance(value, date | time):
         return value.isoformat()
-    return str(value) if isinstance(value, Decimal) else value
+    return str(value) if isinstance(value, Decimal | timedelta) else value

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,13 @@ def test_postgres_values_can_be_kept_and_put_into_a_prompt(make_db: Any, driver:
         "whole": 7, "price": Decimal("1.50"), "day": date(2024, 2, 29), "at": datetime(2024, 1, 1, 10),
         "at_utc": datetime(2024, 1, 1, 8, tzinfo=UTC), "yes": True, "raw": b"\x00\xff",
         "id": "ab1d8d1e-1f38-4c7a-9d2e-0c2f5e7f3a11", "list": [1, 2], "prices": ["1.5", "2"], "doc": {"a": [1, None]},
-        "span": "1 day, 0:00:00", "clock": "10:00:00", "host": "10.0.0.1", "nothing": None,
+        "span": timedelta(1), "clock": time(10), "host": "10.0.0.1", "nothing": None,
     }  # fmt: skip
     seen = SeenTypes(row)
     seen.add(row)
     kinds = seen.types()
-    assert [kinds[name] for name in ("whole", "price", "at_utc", "raw")] == [
-        "int64", "decimal2", "timestamp_utc", "binary",
+    assert [kinds[name] for name in ("whole", "price", "at_utc", "raw", "span", "clock")] == [
+        "int64", "decimal2", "timestamp_utc", "binary", "duration[us]", "time64[us]",
     ]  # fmt: skip
     texts = " ".join(f"{{{name}}}" for name in row if name != "raw")
     spec = Spec(model="m", prompt=texts, key="id", keep=tuple(row))
