@@ -1,15 +1,18 @@
-"""Rows of a Parquet file, many at a time and by the column: as Python values they would cost more than all that follows."""
+"""
+Rows of a Parquet file, many at a time and by the column: as Python values they would cost more than all that follows. And
+rows of what is a table in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_gemini_batch.core.columns import Column
 from airflow_gemini_batch.core.kinds import in_microseconds
 from airflow_gemini_batch.core.storage import StoragePath, is_local
-from airflow_gemini_batch.exceptions import SourceUnreadable
+from airflow_gemini_batch.exceptions import InvalidConfig, SourceUnreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,3 +110,24 @@ def without_nanoseconds(batch: pa.RecordBatch, told: Callable[[str], None] = lam
 def _batch_rows(parquet: pq.ParquetFile, group: int) -> int:
     told = parquet.metadata.row_group(group)
     return max(1, min(MOST_ROWS, BATCH_BYTES * told.num_rows // max(1, told.total_byte_size)))
+
+
+def is_table(value: object) -> bool:
+    """True for a DataFrame or an Arrow table, which give the names of their columns where a list gives its rows."""
+    return hasattr(value, "__arrow_c_stream__") or hasattr(value, "columns")
+
+
+def records_of(table: Any) -> Iterator[dict[str, Any]]:
+    """
+    The rows of a DataFrame or an Arrow table as mappings.
+
+    :raises InvalidConfig: Arrow does not know how to read it.
+    """
+    import pyarrow as pa
+
+    try:
+        batches = pa.table(table).to_batches(MOST_ROWS)
+    except (TypeError, ValueError, pa.ArrowException) as e:
+        raise InvalidConfig(f"The {type(table).__name__} cannot be read ({e}); give a list of mappings.") from e
+    for batch in batches:
+        yield from without_nanoseconds(batch).to_pylist()

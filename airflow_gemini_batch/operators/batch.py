@@ -39,7 +39,8 @@ class GeminiBatchOperator(RunningOperator):
 
     :param model: bare model name, e.g. ``"gemini-2.5-flash"``; of several, each but the first serves a later round.
     :param source: URI, path, glob or directory of Parquet, JSONL or CSV files (also gzipped); a ``SqlQuery``; or a list of
-        mappings or strings (also a task's output). Records ``{"key", "request"}`` are taken as ready-made requests.
+        mappings or strings, or a DataFrame (also a task's output). Records ``{"key", "request"}`` are taken as ready-made
+        requests.
     :param output: URI or path of the directory for the table; each run needs its own. Ours is ``_gemini_batch/`` in it.
     :param prompt: text with ``{column}`` places; ``{{`` and ``}}``, after Jinja, are literal braces. A mapping of names to
         such texts asks each of them for every row; the name is then in the column ``prompt``. Without a prompt the rows
@@ -298,6 +299,7 @@ class GeminiBatchOperator(RunningOperator):
         return {status: request_template(fields, None) if fields else {} for status, fields in given.items()}
 
     def _open_source(self) -> FileSource | RecordSource:
+        from airflow_gemini_batch.core.parquet import is_table, records_of
         from airflow_gemini_batch.core.rows import FileSource, RecordSource, is_known
         from airflow_gemini_batch.paths import expand
 
@@ -305,6 +307,8 @@ class GeminiBatchOperator(RunningOperator):
         rows(self._rows, self.source)
         if isinstance(self.source, str):
             return FileSource(expand(self.source))
+        if is_table(self.source):
+            return RecordSource(records_of(self.source))
         if not isinstance(self.source, Iterable):
             return RecordSource(self.source.records())
         # A lazy sequence of mapped outputs is read again to name a duplicate: keep what it gave.

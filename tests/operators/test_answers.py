@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import wave
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -408,4 +410,31 @@ def test_a_change_of_columns_lands_all_parts_alike_and_asks_nothing_again(batch,
 def test_a_source_that_holds_no_rows_is_refused_with_what_to_give(batch, emulator, source, said):
     with pytest.raises(Exception, match=said):
         batch(source=source, prompt="{a}")
+    assert emulator.jobs_created == 0
+
+
+class Frame:
+    """A DataFrame as pandas and Polars make them: a loop over it gives the names of its columns."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.table = pa.table(columns)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table.column_names)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+def test_a_data_frame_is_its_rows_and_not_the_names_of_its_columns(batch):
+    source = Frame(id=[1, 2], text=["mug", None], at=pa.array([0, None], pa.timestamp("ns")))
+    rows = landed(batch(source=source, prompt="About {text}", key="id", keep=["at"], max_failed_ratio=1))
+    assert [(row["key"], row["status"], row["at"]) for row in rows] == [
+        ("1", "ok", datetime(1970, 1, 1)), ("2", "empty", None),
+    ]  # fmt: skip
+
+
+def test_a_frame_that_cannot_be_read_is_refused_instead_of_asking_about_its_columns(batch, emulator):
+    with pytest.raises(Exception, match=r"Spark cannot be read .* give a list of mappings"):
+        batch(source=type("Spark", (), {"columns": ["id"], "__iter__": lambda self: iter(["id"])})())
     assert emulator.jobs_created == 0
