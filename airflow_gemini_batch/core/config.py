@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_gemini_batch.core.client import rest_config
+from airflow_gemini_batch.core.request_types import RANGES, trouble, vertex_only
 from airflow_gemini_batch.core.schema import OutputSchema
 from airflow_gemini_batch.core.spelling import snake
 from airflow_gemini_batch.exceptions import InvalidConfig
@@ -31,32 +32,6 @@ CLIENT_FIELDS = {
     "automaticContinuation": "the SDK does it between calls, and a batch has one call per row",
 }
 """What the SDK's config knows and a batch cannot do, and what to do instead."""
-
-RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0, 2),
-    "topP": (0, 1),
-    "topK": (1, 1_000_000),
-    "candidateCount": (1, 8),
-    "maxOutputTokens": (1, 10_000_000),
-    "logprobs": (0, 20),
-    "presencePenalty": (-2, 2),
-    "frequencyPenalty": (-2, 2),
-}
-"""Values the API refuses outside of these bounds (https://ai.google.dev/api/generate-content#generationconfig)."""
-
-
-VERTEX_ONLY = (
-    "safetySettings.method", "tools.retrieval", "tools.enterpriseWebSearch", "tools.parallelAiSearch", "tools.exaAiSearch",
-    "tools.googleSearch.excludeDomains", "tools.googleSearch.blockingConfidence", "tools.googleMaps.groundingTypes",
-    "toolConfig.functionCallingConfig.streamFunctionCallArguments",
-    "imageConfig.personGeneration", "imageConfig.prominentPeople", "imageConfig.outputMimeType",
-    "imageConfig.outputCompressionQuality", "imageConfig.imageOutputOptions",
-    *(f"tools.googleMaps.authConfig.{name}" for name in (
-        "apiKeyConfig", "authType", "googleServiceAccountConfig", "httpBasicAuthConfig", "oauthConfig", "oidcConfig",
-    )),
-    "contents.parts.functionCall.partialArgs", "contents.parts.functionCall.willContinue",
-)  # fmt: skip
-"""Fields inside of other fields that the SDK knows and the Developer API does not: it refuses the whole file (HTTP 400)."""
 
 EMBED_FIELDS = frozenset({"taskType", "title", "outputDimensionality"})
 """What a request for an embedding has beside its content (https://ai.google.dev/api/embeddings#EmbedContentRequest)."""
@@ -151,6 +126,8 @@ def request_template(
     :param output_schema: sent as ``responseSchema``; ``config`` must then have no schema of its own.
     :raises InvalidConfig: a field is unknown, of the wrong type, out of range, or makes no sense in a batch.
     """
+    if isinstance(config, Mapping):  # the SDK slips on some schemas
+        _check_sendable({"responseSchema": config.get("responseSchema", config.get("response_schema"))})
     fields = rest_config(config) if config is not None else {}
     for name, reason in CLIENT_FIELDS.items():
         if name in fields:
@@ -160,6 +137,7 @@ def request_template(
             raise InvalidConfig(f"config.{name} is {fields[name]}; the API takes {low} to {high}.")
     if path := vertex_only(fields):
         raise InvalidConfig(f"config.{path} cannot be used here: it exists on Vertex AI only.")
+    _check_sendable(fields)
     if isinstance(voice := fields.get("speechConfig"), str):
         fields["speechConfig"] = {"voiceConfig": {"prebuiltVoiceConfig": {"voiceName": voice}}}
     if isinstance(cache := fields.get("cachedContent"), str) and "/" not in cache:
@@ -168,8 +146,8 @@ def request_template(
     if instruction is not None and system_instruction:
         raise InvalidConfig(GIVEN_TWICE)
     if isinstance(schema := fields.get("responseSchema"), Mapping):
-        referring = _refers(schema) or "$defs" in schema or "definitions" in schema
-        fields["responseSchema"] = OutputSchema.of(schema).response_schema if referring else _api_schema(schema)
+        inlined = OutputSchema.of(schema).response_schema if _has_references(schema) else _api_schema(schema)
+        fields["responseSchema"] = inlined
     if output_schema is not None:
         _ask_for(output_schema, fields)
 
@@ -186,6 +164,15 @@ def request_template(
     if fields:
         template["generationConfig"] = fields
     return template
+
+
+def _check_sendable(fields: Mapping[str, Any]) -> None:
+    """:raises InvalidConfig: tools or a response schema hold what the SDK lets through and the API refuses."""
+    judged: dict[str, Any] = {"tools": fields.get("tools")}
+    if isinstance(schema := fields.get("responseSchema"), Mapping) and not _has_references(schema):
+        judged["generationConfig"] = {"responseSchema": schema}
+    if told := trouble({name: value for name, value in judged.items() if value}):
+        raise InvalidConfig(f"config cannot be sent: {told}.")
 
 
 def _ask_for(schema: OutputSchema, fields: dict[str, Any]) -> None:
@@ -246,22 +233,8 @@ def _content(instruction: object) -> dict[str, Any]:
     return {"parts": [instruction]}
 
 
-def vertex_only(fields: Mapping[str, Any]) -> str | None:
-    """Return the first of :data:`VERTEX_ONLY` that a config has, in either spelling."""
-    return next((path for path, spellings in VERTEX_PATHS if _has(fields, spellings)), None)
-
-
-VERTEX_PATHS = [(path, [(name, snake(name)) for name in path.split(".")]) for path in VERTEX_ONLY]
-
-
-def _has(value: object, path: Sequence[tuple[str, str]]) -> bool:
-    if not path:
-        return value is not None
-    if isinstance(value, list):
-        return any(_has(one, path) for one in value)
-    if not isinstance(value, Mapping):
-        return False
-    return any(name in value and _has(value[name], path[1:]) for name in path[0])
+def _has_references(schema: Mapping[str, Any]) -> bool:
+    return _refers(schema) or "$defs" in schema or "definitions" in schema
 
 
 def _refers(schema: object) -> bool:

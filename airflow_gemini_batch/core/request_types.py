@@ -9,15 +9,16 @@ import difflib
 import re
 import reprlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import orjson
 
 from airflow_gemini_batch.core.client import request_type
-from airflow_gemini_batch.core.config import RANGES, VERTEX_ONLY, vertex_only
-from airflow_gemini_batch.core.spelling import camel
+from airflow_gemini_batch.core.spelling import camel, snake
+
+Path: TypeAlias = tuple[str | int, ...]
 
 ROLES = ("user", "model", None, "", "function", "tool")
 
@@ -31,6 +32,41 @@ ONLY_REST = frozenset(
 
 MOST_SETTINGS = 256
 """Different settings that are remembered; requests of one file rarely have more."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "topP": (0, 1),
+    "topK": (1, 1_000_000),
+    "candidateCount": (1, 8),
+    "maxOutputTokens": (1, 10_000_000),
+    "logprobs": (0, 20),
+    "presencePenalty": (-2, 2),
+    "frequencyPenalty": (-2, 2),
+}
+"""Values the API refuses outside of these bounds (https://ai.google.dev/api/generate-content#generationconfig)."""
+
+
+VERTEX_ONLY = (
+    "safetySettings.method", "tools.retrieval", "tools.enterpriseWebSearch", "tools.parallelAiSearch", "tools.exaAiSearch",
+    "tools.googleSearch.excludeDomains", "tools.googleSearch.blockingConfidence", "tools.googleMaps.groundingTypes",
+    "toolConfig.functionCallingConfig.streamFunctionCallArguments",
+    "imageConfig.personGeneration", "imageConfig.prominentPeople", "imageConfig.outputMimeType",
+    "imageConfig.outputCompressionQuality", "imageConfig.imageOutputOptions",
+    *(f"tools.googleMaps.authConfig.{name}" for name in (
+        "apiKeyConfig", "authType", "googleServiceAccountConfig", "httpBasicAuthConfig", "oauthConfig", "oidcConfig",
+    )),
+    "contents.parts.functionCall.partialArgs", "contents.parts.functionCall.willContinue",
+)  # fmt: skip
+"""Fields inside of other fields that the SDK knows and the Developer API does not: it refuses the whole file (HTTP 400)."""
+
+HAVE_SCHEMAS = (
+    ("generationConfig", "responseSchema"), ("tools", "functionDeclarations", "parameters"),
+    ("tools", "functionDeclarations", "response"),
+)  # fmt: skip
+"""Where schemas of the API's own kind stand."""
+
+ONLY_JSON_SCHEMA = frozenset({"additionalProperties", "defs", "ref"})
+"""Words of schemas that the SDK's types know for Vertex AI's sake."""
 
 CONTENT = frozenset({"role", "parts"})
 ONE_CONTENT = ("content", "systemInstruction", "system_instruction")
@@ -48,6 +84,7 @@ DATA = frozenset(
 MENDS = {
     "part": 'a part is {"text": "..."}, {"fileData": {"fileUri": "...", "mimeType": "..."}} or the like',
     "function": 'put functions into a list: {"functionDeclarations": [{"name": "...", "parameters": {...}}]}',
+    "schema": "the API's schemas have fewer words than JSON Schema, which goes into the task's output_schema",
     "reference": "a responseSchema has no references; give a JSON schema as responseJsonSchema",
 }
 
@@ -110,6 +147,10 @@ def _wrong_settings(data: bytes) -> str | None:
 
 
 def _judged(fields: Mapping[str, Any]) -> str | None:
+    for names in HAVE_SCHEMAS:
+        for place, schema in _at(fields, names):
+            if told := _wrong_word(schema, place):
+                return told
     if told := _misfit(fields):
         return told
     if path := vertex_only(_flat(fields)):
@@ -149,6 +190,40 @@ def _misfit(fields: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _wrong_word(schema: object, place: Path) -> str | None:
+    """What only JSON Schema knows in a schema of the API's own kind, anywhere but in the names of properties."""
+    if isinstance(schema, list):
+        return next(filter(None, (_wrong_word(one, (*place, n)) for n, one in enumerate(schema))), None)
+    for name, value in schema.items() if isinstance(schema, Mapping) else ():
+        told, inside = None, (*place, str(name))
+        if camel(str(name)) in ONLY_JSON_SCHEMA and value is not None:
+            return f"{_spelled(place)} has the field {name!r}, which the API refuses: {MENDS['schema']}"
+        if name == "type" and isinstance(value, list | Mapping):
+            return (
+                f"{_spelled(inside)} is {reprlib.repr(value)}, where the API takes one word; nullable stands beside it"
+            )
+        if name in ("items", "anyOf", "any_of"):
+            told = _wrong_word(value, inside)
+        elif name == "properties" and isinstance(value, Mapping):
+            told = next(filter(None, (_wrong_word(one, (*inside, key)) for key, one in value.items())), None)
+        if told:
+            return told
+    return None
+
+
+def _at(value: object, path: Sequence[str], place: Path = ()) -> Iterator[tuple[Path, object]]:
+    """What stands at a path, in either spelling and in every item of a list, with its place."""
+    if not path:
+        yield place, value
+    elif isinstance(value, list):
+        for n, one in enumerate(value):
+            yield from _at(one, path, (*place, n))
+    elif isinstance(value, Mapping):
+        for name in {path[0]: None, snake(path[0]): None}:
+            if name in value:
+                yield from _at(value[name], path[1:], (*place, name))
+
+
 def _is_base64(text: object) -> bool:
     """In the API's eyes: line breaks do no harm, and nor does missing padding."""
     return isinstance(text, str) and re.fullmatch(r"[\w+/-]*={0,2}", re.sub(r"\s", "", text), re.ASCII) is not None
@@ -169,7 +244,10 @@ def _unknown(path: tuple[str | int, ...]) -> str:
     elif last == ["tools"] and name in ("name", "parameters", "description", "function", "input_schema"):
         mend = MENDS["function"]
     else:
-        mend = _meant(camel(str(name)), [field for field in _fields_at(parents) if field not in VERTEX_FIELDS])
+        known = [field for field in _fields_at(parents) if field not in VERTEX_FIELDS | ONLY_JSON_SCHEMA]
+        mend = _meant(camel(str(name)), known)
+        if mend.startswith("it knows") and {"responseSchema", "response_schema"} & {*parents}:
+            mend = MENDS["schema"]
     return f"{_spelled(parents)} has the field {name!r}, which the API refuses: {mend}"
 
 
@@ -196,3 +274,8 @@ def _meant(name: str, known: list[str]) -> str:
 
 def _spelled(path: Sequence[str | int]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def vertex_only(fields: Mapping[str, Any]) -> str | None:
+    """Return the first of :data:`VERTEX_ONLY` that a config has, in either spelling."""
+    return next((path for path in VERTEX_ONLY if any(one is not None for _, one in _at(fields, path.split(".")))), None)

@@ -10,12 +10,11 @@ from pydantic import BaseModel
 
 from airflow_gemini_batch.core.config import (
     CLIENT_FIELDS,
-    RANGES,
     REQUEST_FIELDS,
-    VERTEX_ONLY,
     generation_settings,
     request_template,
 )
+from airflow_gemini_batch.core.request_types import RANGES, VERTEX_ONLY
 from airflow_gemini_batch.core.schema import OutputSchema
 from airflow_gemini_batch.core.spelling import camel
 from airflow_gemini_batch.exceptions import InvalidConfig
@@ -131,9 +130,19 @@ def test_a_value_the_api_would_refuse_is_refused_before_anything_is_sent(name):
         ("temperature=1", "GenerateContentConfig"),
         ({"tools": [print]}, "config"),
         ({"response_schema": int}, "goes into the task's output_schema"),
-        ({"response_schema": {"type": "array", "items": {"type": ["string", "null"]}}}, "response"),
+        ({"response_schema": {"type": "array", "items": {"type": ["string", "null"]}}},
+         "generationConfig.responseSchema.items.type is ['string', 'null'], where the API takes one word; nullable stands"),
+        ({"response_schema": {"type": "object", "properties": {"ref": {"type": "string"}}, "additionalProperties": False}},
+         "config cannot be sent: generationConfig.responseSchema has the field 'additionalProperties', which the API"),
+        (types.GenerateContentConfig(response_schema={"type": "object", "properties": {"a": {"const": "x"}}}),
+         "generationConfig.responseSchema.properties.a has the field 'const', which the API refuses: the API's schemas have "
+         "fewer words than JSON Schema, which goes into the task's output_schema"),
+        ({"responseSchema": {"type": "integer", "enum": [1, 2]}}, "responseSchema.enum[0] is 1: input should"),
+        ({"tools": ["google_search"]}, "tools[0] is 'google_search': input should be a valid dictionary"),
+        ({"tools": [{"function_declarations": [{"name": "f", "parameters": {"additional_properties": False}}]}]},
+         "tools[0].functionDeclarations[0].parameters has the field 'additionalProperties', which the API refuses"),
     ],
-)
+)  # fmt: skip
 def test_a_config_that_is_none_names_what_is_wrong(config, said):
     with pytest.raises(InvalidConfig) as caught:
         request_template(config, None)

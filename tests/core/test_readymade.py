@@ -80,7 +80,9 @@ FINE: list[dict[str, Any]] = [
     contents({"fileData": {"fileUri": "x"}, "documentMetadata": {"startPage": 1}}),
     contents({"fileData": {"fileUri": "x"}, "videoMetadata": {"fps": 1, "contentLayers": ["SPEECH"]}}),
     contents({"functionCall": {"name": "f", "args": {"any": ["thing"]}}, "thoughtSignature": "a+b_"}, role="model"),
-    contents({"functionResponse": {"name": "f", "response": {"type": "text"}}}, role="function"),
+    contents({"functionResponse": {"name": "f", "response": {"type": "text", "additionalProperties": {}}}}, role="function"),
+    line(tools=[{"functionDeclarations": [{"name": "f", "parametersJsonSchema": {"additionalProperties": False}}]}]),
+    line(generationConfig={"responseSchema": {"type": "OBJECT", "properties": {"ref": {"type": "STRING"}}}}),
     line(tools=[{"functionDeclarations": [{"name": "f", "parameters": {"type": "object"}}]}, {"googleSearch": {}}]),
     line(toolConfig={"function_calling_config": {"mode": "ANY", "allowed_function_names": ["f"]}}),
 ]  # fmt: skip
@@ -202,6 +204,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (line(generationConfig={"responseSchema": {"type": "OBJECT", "properties": {"a": {"$ref": "#/$defs/A"}}}}),
      "generationConfig.responseSchema.properties.a has the field '$ref'"),
     (line(generationConfig={"responseSchema": {"type": ["string", "null"]}}), "where the API takes one word"),
+    (line(generationConfig={"responseSchema": {"type": "ARRAY", "items": {"type": "OBJECT", "additionalProperties": False}}}),
+     "generationConfig.responseSchema.items has the field 'additionalProperties', which the API refuses"),
+    (line(tools=[{"function_declarations": [{"name": "f", "parameters": {"type": "OBJECT", "additional_properties": {}}}]}]),
+     "tools[0].function_declarations[0].parameters has the field 'additional_properties', which the API refuses"),
     (contents({"text": "a"}, role=["user"]), "the role of contents[0] is ['user']"),
     (line(labels={"a": 1}), "labels.a is 1: input should be a valid string"),
 ]  # fmt: skip
