@@ -226,7 +226,9 @@ class RequestBuilder:
         found = []
         for column in self._spec.media:
             value = row.values[column]
-            for uri in [] if is_null(value) else value if isinstance(value, list | tuple) else [value]:
+            for uri in value if isinstance(value, list | tuple) else [value]:
+                if is_null(uri):
+                    continue
                 if not isinstance(uri, str):
                     raise BadRow(row.where, f"media column {column!r} holds {uri!r}; it takes URIs or lists of them")
                 if uri.strip():

@@ -13,7 +13,7 @@ import logging
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -341,6 +341,10 @@ def _likely_cause(data: bytes) -> str:
         return ". The file is UTF-16; save it as UTF-8"
     if data.strip() in (b"{", b"["):
         return ". Here a document spreads over several lines; JSONL has one whole object in each"
+    with suppress(ValueError, RecursionError):
+        json.loads(data)  # takes what is no JSON to anybody else, and writes it
+        half = b"\\ud" in data.lower()
+        return f". {'Half of a surrogate pair is no text' if half else 'JSON has no NaN or Infinity: write null'}"
     return ""
 
 

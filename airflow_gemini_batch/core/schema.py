@@ -126,6 +126,8 @@ def _of_type(given: Any) -> tuple[dict[str, Any], TypeAdapter[Any]]:
     from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 
     try:
+        if isinstance(given, str):  # Pydantic would look for a type of that name, here
+            raise PydanticUserError("it is text", code=None)
         adapter: TypeAdapter[Any] = given if isinstance(given, TypeAdapter) else TypeAdapter(given)
         # What is read, not what is written: a field with a default may be left out of an answer.
         read = adapter.json_schema(mode="validation", schema_generator=_generator())

@@ -15,7 +15,7 @@ import orjson
 
 from airflow_gemini_batch.core import storage
 from airflow_gemini_batch.core.blocks import Block, joined
-from airflow_gemini_batch.core.columns import plain, storable
+from airflow_gemini_batch.core.columns import as_json, plain, storable
 from airflow_gemini_batch.core.estimate import Estimate
 from airflow_gemini_batch.core.layout import WorkDirectory
 from airflow_gemini_batch.core.limits import Limits
@@ -138,7 +138,15 @@ def row_line(request: Request, where: str) -> bytes:
     try:
         return orjson.dumps(row, default=plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
     except TypeError as e:
-        raise BadRow(where, f"a kept column cannot be stored: {e}") from e
+        names = (name for name, value in request.keep.items() if not _can_be_stored(value))
+        raise BadRow(where, f"the kept column {next(names, '')!r} cannot be stored: {e}") from e
+
+
+def _can_be_stored(value: Any) -> bool:
+    try:
+        return bool(as_json([value]))
+    except TypeError:
+        return False
 
 
 READ_BYTES = 1 << 18

@@ -25,6 +25,8 @@ def check_columns(needed: Mapping[str, str], present: Iterable[str], where: str)
         if name not in columns:
             close = difflib.get_close_matches(name, columns, 1)
             meant = f" Did you mean {close[0]!r}?" if close else ""
+            if role == "prompt" and not name.isidentifier() and not close:
+                meant = " Braces that are no place are written {{ and }}."
             listed = ", ".join(map(repr, columns[:50])) or "none"
             raise UnknownColumn(
                 f"{role} names the column {name!r}, which {where} does not have. Columns: {listed}.{meant}"

@@ -112,6 +112,11 @@ def test_an_unknown_column_tells_the_setting_the_columns_and_a_likely_one(settin
     assert "Did you mean 'review'?" in str(caught.value)
 
 
+def test_json_in_a_prompt_that_is_taken_for_a_place_says_how_to_write_its_braces():
+    with pytest.raises(UnknownColumn, match=r"names the column '\"mood\": 1', .* are written \{\{ and \}\}"):
+        build({"review": "x"}, prompt='Answer as {"mood": 1}: {review}')
+
+
 def test_only_the_columns_that_settings_name_need_be_read():
     made = builder(prompt="{a} {b}", key="id", keep=("stars", "a"))
     assert made.needed == {"a": "prompt", "b": "prompt", "id": "key", "stars": "keep"}
@@ -301,7 +306,7 @@ def test_a_null_leaves_a_setting_to_the_model(value):
     assert "outputDimensionality" not in orjson.loads(vector.line)["request"]
 
 
-@pytest.mark.parametrize("value", [NAN, NA(), None, "", []])
+@pytest.mark.parametrize("value", [NAN, NA(), None, "", [], [None], [NAN, ""]])
 def test_a_null_is_no_media(value):
     (part,) = sent({"image": value, "text": "x"}, prompt="{text}", media=("image",))["request"]["contents"][0]["parts"]
     assert part == {"text": "x"}

@@ -450,7 +450,8 @@ def test_jsonl_as_it_is_found_in_the_wild_is_read(tmp_path, text, rows):
         (b"5\n", "not int"),
         (b"null\n", "not NoneType"),
         (b'{"a":"caf\xe9"}\n', "broken JSON"),
-        (b'{"a":"\\ud800"}\n', "broken JSON"),
+        (b'{"a":"\\ud800"}\n', "Half of a surrogate pair is no text"),
+        (b'{"a":NaN}\n', "JSON has no NaN or Infinity: write null"),
         (b'{"a":1} {"a":2}\n', "broken JSON"),
     ],
 )

@@ -403,6 +403,8 @@ class Node(BaseModel):
         (None, "always null"),
         (5, "output_schema is 5, of which no JSON schema can be made"),
         ("Review", "no JSON schema can be made"),
+        ("", "no JSON schema can be made: it is text"),
+        ('{"type": "string"}', "no JSON schema can be made: it is text"),
         (Callable[[], int], "no JSON schema can be made"),
         (object(), "no JSON schema can be made"),
         ([Review], "no JSON schema can be made"),

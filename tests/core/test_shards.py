@@ -138,9 +138,9 @@ def test_kept_numbers_that_json_cannot_hold_are_text(value, stored):
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, "\ud800", 1j])
-def test_a_kept_value_that_cannot_be_stored_names_its_row(value):
-    with pytest.raises(BadRow, match="row 8: a kept column cannot be stored"):
-        row_line(Request("k", b"x", {"v": value}), "row 8")
+def test_a_kept_value_that_cannot_be_stored_names_its_row_and_column(value):
+    with pytest.raises(BadRow, match="row 8: the kept column 'v' cannot be stored"):
+        row_line(Request("k", b"x", {"a": 1, "v": value, "w": "x"}), "row 8")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])
