@@ -311,8 +311,8 @@ class GeminiBatchOperator(RunningOperator):
             return RecordSource(records_of(self.source))
         if not isinstance(self.source, Iterable):
             return RecordSource(self.source.records())
-        # A lazy sequence of mapped outputs is read again to name a duplicate: keep what it gave.
-        records = list(self.source)
+        # A lazy sequence of mapped outputs is read again to name a duplicate: keep what it gave. Each may be a list of rows.
+        records = [row for one in self.source for row in (one if isinstance(one, list) else [one])]
         self.source = records
         names = [one for one in records if isinstance(one, str) and is_known(one) and len(one.split()) == 1]
         if self.prompt is None and records and len(names) == len(records):

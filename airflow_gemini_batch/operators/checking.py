@@ -88,6 +88,11 @@ def rows(name: str, value: Any) -> None:
         raise InvalidConfig(f"{name} is one mapping; give a list of them, a list of strings, or a URI.")
     if isinstance(value, str) or hasattr(value, "__fspath__"):
         a_place(name, value)
+        if str(value).lstrip().startswith(("[{", "['", '["', "{'", '{"')):
+            raise InvalidConfig(
+                f"{name} is a list as text ({value!r:.60}), which is what a template makes of one. Give the task's output "
+                f"itself, as in {name}=find_rows(), or set render_template_as_native_obj=True for the DAG."
+            )
     elif not isinstance(value, Records | Iterable):
         from airflow_gemini_batch.sql.query import SqlQuery
 

@@ -406,7 +406,10 @@ def test_a_change_of_columns_lands_all_parts_alike_and_asks_nothing_again(batch,
     assert [one["requests"] for one in manifest["jobs"]] == [2, 2, 1]
 
 
-@pytest.mark.parametrize(("source", "said"), [(5, "source is 5; it takes a URI, a list"), (None, "let it return")])
+@pytest.mark.parametrize(("source", "said"), [
+    (5, "source is 5; it takes a URI, a list"), (None, "let it return"),
+    ("[{'id': 1}]", "source is a list as text .* Give the task's output itself"), ('["a", "b"]', "is a list as text"),
+])  # fmt: skip
 def test_a_source_that_holds_no_rows_is_refused_with_what_to_give(batch, emulator, source, said):
     with pytest.raises(Exception, match=said):
         batch(source=source, prompt="{a}")

@@ -88,6 +88,19 @@ def test_a_parameter_of_the_dag_among_the_rows_is_sent_as_its_value(
     assert texts_sent(tmp_path) == ["Sum: 3"]
 
 
+def test_rows_of_mapped_tasks_are_one_source_whether_each_gives_a_row_or_a_list(
+    run_dag: Any, emulator: Emulator, tmp_path: Path
+) -> None:
+    run_dag("""
+        @task
+        def rows(n):
+            return [{"text": f"{n}.{i}"} for i in range(n)] if n else {"text": "one"}
+
+        GeminiBatchOperator(**SETTINGS, source=rows.expand(n=[0, 1, 2]), prompt="{text}", output=OUT)
+    """)
+    assert texts_sent(tmp_path) == ["one", "1.0", "2.0", "2.1"]
+
+
 def test_a_content_of_the_sdk_is_taken_as_system_instruction(run_dag: Any, emulator: Emulator, tmp_path: Path) -> None:
     run_dag("""
         from google.genai import types
