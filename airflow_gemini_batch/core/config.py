@@ -146,8 +146,7 @@ def request_template(
     if instruction is not None and system_instruction:
         raise InvalidConfig(GIVEN_TWICE)
     if isinstance(schema := fields.get("responseSchema"), Mapping):
-        inlined = OutputSchema.of(schema).response_schema if _has_references(schema) else _api_schema(schema)
-        fields["responseSchema"] = inlined
+        fields["responseSchema"] = _inlined(schema) if _has_references(schema) else _api_schema(schema)
     if output_schema is not None:
         _ask_for(output_schema, fields)
 
@@ -231,6 +230,16 @@ def _content(instruction: object) -> dict[str, Any]:
         file = {"fileUri": instruction["uri"], "mimeType": instruction.get("mimeType")}
         return {"parts": [{"fileData": {name: value for name, value in file.items() if value is not None}}]}
     return {"parts": [instruction]}
+
+
+def _inlined(schema: Mapping[str, Any]) -> dict[str, Any]:
+    whole = OutputSchema.of(schema)
+    if whole.checked_only:
+        log.warning(
+            "config.responseSchema: neither asked for nor checked are %s. As the task's output_schema they would be checked.",
+            ", ".join(whole.checked_only),
+        )
+    return whole.response_schema
 
 
 def _has_references(schema: Mapping[str, Any]) -> bool:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from typing import Any
 
 import pytest
 from google.genai import batches, types
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from airflow_gemini_batch.core.config import (
     CLIENT_FIELDS,
@@ -193,6 +194,19 @@ def test_a_models_json_schema_has_its_references_inlined():
     assert sent["properties"]["author"]["properties"].keys() == name.keys()
     assert sent["properties"]["editor"]["nullable"] is True
     assert request_template({"response_schema": Author.model_json_schema()}, None)["generationConfig"]["responseSchema"]
+
+
+def test_what_a_models_json_schema_loses_in_config_is_told(caplog):
+    class Author(BaseModel):
+        name: str
+        books: int = Field(multiple_of=2)
+
+    class Book(BaseModel):
+        author: Author
+
+    with caplog.at_level(logging.WARNING):
+        request_template({"response_schema": Book.model_json_schema()}, None)
+    assert "neither asked for nor checked are multipleOf at $.author.books. As the task's output_schema" in caplog.text
 
 
 def test_a_reference_further_down_is_inlined_too():
