@@ -12,6 +12,8 @@ from airflow_gemini_batch.exceptions import InvalidConfig
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}")
 """Names of prompts: they become part of request keys and of file names."""
 
+LITERAL_BRACES = "Literal braces are {{ and }}, in a DAG file between {% raw %} and {% endraw %}, as Jinja comes first."
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -47,8 +49,7 @@ class Prompt:
                 literal = ""
             else:
                 raise InvalidConfig(
-                    f"{said} has a lone {m[0]!r} at character {m.start() + 1}. A place is {{column}}; write {{{{ and }}}} "
-                    "for literal braces."
+                    f"{said} has a lone {m[0]!r} at character {m.start() + 1}. A place is {{column}}. {LITERAL_BRACES}"
                 )
         literal += text[end:]
         if not pieces and not literal.strip():

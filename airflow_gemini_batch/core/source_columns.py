@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from airflow_gemini_batch.core.prompts import LITERAL_BRACES
 from airflow_gemini_batch.core.storage import StoragePath
 from airflow_gemini_batch.exceptions import UnknownColumn
 
@@ -26,7 +27,7 @@ def check_columns(needed: Mapping[str, str], present: Iterable[str], where: str)
             close = difflib.get_close_matches(name, columns, 1)
             meant = f" Did you mean {close[0]!r}?" if close else ""
             if role == "prompt" and not name.isidentifier() and not close:
-                meant = " Braces that are no place are written {{ and }}."
+                meant = f" {LITERAL_BRACES}"
             listed = ", ".join(map(repr, columns[:50])) or "none"
             raise UnknownColumn(
                 f"{role} names the column {name!r}, which {where} does not have. Columns: {listed}.{meant}"

@@ -315,10 +315,11 @@ class GeminiBatchOperator(RunningOperator):
         records = [row for one in self.source for row in (one if isinstance(one, list) else [one])]
         self.source = records
         names = [one for one in records if isinstance(one, str) and is_known(one) and len(one.split()) == 1]
-        if self.prompt is None and records and len(names) == len(records):
+        if records and len(names) == len(records):
             raise InvalidConfig(
-                f"{self._rows} is a list of file names ({names[0]!r}, ...), which would be sent as prompts. Give one URI; "
-                "for several files a pattern, such as '/data/*.csv' or '/data/{a,b}.csv', or their directory."
+                f"{self._rows} is a list of file names ({names[0]!r}, ...), which would be sent as texts. Give one URI; "
+                "for several files a pattern, such as '/data/*.csv' or '/data/{a,b}.csv', or their directory. Should the "
+                'names be asked about, give mappings: {"text": name}.'
             )
         return RecordSource(records)
 

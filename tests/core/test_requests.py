@@ -113,7 +113,7 @@ def test_an_unknown_column_tells_the_setting_the_columns_and_a_likely_one(settin
 
 
 def test_json_in_a_prompt_that_is_taken_for_a_place_says_how_to_write_its_braces():
-    with pytest.raises(UnknownColumn, match=r"names the column '\"mood\": 1', .* are written \{\{ and \}\}"):
+    with pytest.raises(UnknownColumn, match=r"names the column '\"mood\": 1', .* Literal braces are \{\{ and \}\}"):
         build({"review": "x"}, prompt='Answer as {"mood": 1}: {review}')
 
 

@@ -242,6 +242,8 @@ def test_the_config_goes_where_rest_wants_it(batch: Any, emulator: Any, tmp_path
 
 # fmt: off
 BAD_INPUT: list[tuple[str, dict[str, Any], type[GeminiBatchError], str]] = [
+    ("a list of file names for a prompt", {"source": ["/data/a.csv"], "prompt": "Sum up {text}", "key": None},
+     InvalidConfig, "would be sent as texts"),
     ("a list of file names", {"source": ["/data/a.csv", "b.jsonl.gz"], "prompt": None, "key": None},
      InvalidConfig, "Give one URI"),
     ("a missing file", {"source": "{tmp}/none.csv"}, SourceUnreadable, "none.csv does not exist"),

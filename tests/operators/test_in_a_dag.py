@@ -101,6 +101,16 @@ def test_rows_of_mapped_tasks_are_one_source_whether_each_gives_a_row_or_a_list(
     assert texts_sent(tmp_path) == ["one", "1.0", "2.0", "2.1"]
 
 
+def test_json_in_a_prompt_is_sent_as_the_error_says_to_write_it(
+    run_dag: Any, emulator: Emulator, tmp_path: Path
+) -> None:
+    run_dag("""
+        prompt = '{% raw %}As {{"mood": 1}}{% endraw %}: {text}, {{ params.x }}'
+        GeminiBatchOperator(**SETTINGS, source=[{"text": "a"}], prompt=prompt, params={"x": "please"}, output=OUT)
+    """)
+    assert texts_sent(tmp_path) == ['As {"mood": 1}: a, please']
+
+
 def test_a_content_of_the_sdk_is_taken_as_system_instruction(run_dag: Any, emulator: Emulator, tmp_path: Path) -> None:
     run_dag("""
         from google.genai import types
