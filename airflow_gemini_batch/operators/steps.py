@@ -156,7 +156,7 @@ class GeminiUploadFileOperator(BaseOperator):
 
     Returns ``name`` (``files/...``), ``uri`` (what requests call it), ``size`` in bytes, ``sha256``, ``mime_type``,
     ``expires_at`` (ISO 8601 in UTC, None if the API does not say) and ``found``: whether the same content was there already,
-    and was used. A retry never uploads twice.
+    and was used. Each is an XCom of its own, too: ``upload.output["uri"]``. A retry never uploads twice.
 
     :param source: URI of the file, on any storage that Airflow knows; it is streamed.
     :param mime_type: guessed from the name; ``application/jsonl`` for ``.jsonl``.
@@ -180,7 +180,7 @@ class GeminiUploadFileOperator(BaseOperator):
         gemini_conn_id: str = settings.CONN_ID,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"multiple_outputs": True} | kwargs)
         self.source = as_uri(source)
         self.mime_type = mime_type
         self.display_name = display_name

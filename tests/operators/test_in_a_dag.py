@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import orjson
 import pytest
 
 from airflow_gemini_batch.emulator import Emulator
@@ -109,6 +110,24 @@ def test_json_in_a_prompt_is_sent_as_the_error_says_to_write_it(
         GeminiBatchOperator(**SETTINGS, source=[{"text": "a"}], prompt=prompt, params={"x": "please"}, output=OUT)
     """)
     assert texts_sent(tmp_path) == ['As {"mood": 1}: a, please']
+
+
+def test_an_uploaded_file_is_asked_about_in_a_ready_made_request(
+    run_dag: Any, emulator: Emulator, tmp_path: Path
+) -> None:
+    """The cookbook's sample of a picture: upload it, then name its URI in a request."""
+    (tmp_path / "jetpack.png").write_bytes(b"a picture")
+    run_dag(f"""
+        from airflow_gemini_batch import GeminiUploadFileOperator
+        upload = GeminiUploadFileOperator(task_id="upload", source={str(tmp_path / "jetpack.png")!r})
+        picture = {{"file_data": {{"file_uri": upload.output["uri"], "mime_type": upload.output["mime_type"]}}}}
+        request = {{"contents": [{{"parts": [{{"text": "What is this?"}}, picture]}}]}}
+        GeminiBatchOperator(**SETTINGS, source=[{{"key": "request_2_image", "request": request}}], output=OUT)
+    """)
+    (line,) = next(tmp_path.glob("out/**/requests/*.jsonl")).read_bytes().splitlines()
+    sent = orjson.loads(line)["request"]["contents"][0]["parts"][1]["file_data"]
+    assert sent["mime_type"] == "image/png"
+    assert emulator.read_file(f"files/{sent['file_uri'].rpartition('/')[2]}") == b"a picture"
 
 
 def test_a_content_of_the_sdk_is_taken_as_system_instruction(run_dag: Any, emulator: Emulator, tmp_path: Path) -> None:
