@@ -17,7 +17,7 @@ from airflow_gemini_batch.core.media_types import is_remote, media_type
 from airflow_gemini_batch.core.names import wire_key
 from airflow_gemini_batch.core.per_row import PerRow
 from airflow_gemini_batch.core.prompts import Prompt, bytes_text, is_null, unsendable
-from airflow_gemini_batch.core.readymade import check_request, meant_as_request, with_template
+from airflow_gemini_batch.core.readymade import WRAPPER, check_request, meant_as_request, with_template
 from airflow_gemini_batch.core.rows import TEXT_COLUMN, Row
 from airflow_gemini_batch.core.source_columns import check_columns
 from airflow_gemini_batch.core.spelling import snake
@@ -195,6 +195,10 @@ class RequestBuilder:
         if not self._prompts and (self._ready_made_so_far or meant_as_request(values)):
             yield self._ready_made(row)
             return
+        if values.keys() == WRAPPER and "request" not in self._needed and isinstance(values["request"], Mapping):
+            raise InvalidConfig(
+                f"{row.where} is a ready-made request, which the prompt would replace: leave prompt out."
+            )
         key = self._key(row)
         keep = self._kept(row)
         media = self._media(row) if self._spec.media else ()

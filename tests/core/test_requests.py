@@ -254,6 +254,20 @@ def test_a_ready_made_request_that_cannot_be_sent_names_its_row(values, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("prompt", ["Say hello", "About {key}", {"one": "{key}"}])
+def test_a_prompt_never_replaces_a_ready_made_request(prompt):
+    with pytest.raises(InvalidConfig, match="row 0 is a ready-made request, which the prompt would replace"):
+        build({"key": "a", "request": CONTENTS}, prompt=prompt)
+
+
+@pytest.mark.parametrize("values", [
+    {"key": "a", "request": "please help"}, {"key": "a", "request": CONTENTS, "failure": {}},
+    {"key": "a", "request": CONTENTS, "response": {}},
+])  # fmt: skip
+def test_a_column_called_request_may_stand_beside_what_is_asked_about(values):
+    assert build(values, prompt="About {key}").line
+
+
 def test_kept_columns_travel_beside_a_ready_made_request():
     request = build({"key": "a", "request": CONTENTS, "stars": 5}, keep=("stars",))
     assert request.keep == {"stars": 5}
