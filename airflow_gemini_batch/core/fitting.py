@@ -33,12 +33,15 @@ def fitting(kind: str) -> Callable[[Any], Any]:
     arrow: Any = arrow_type(kind)
     coarse, read, base = in_microseconds(arrow), reader(kind), basic(kind)
     textual = pa.types.is_string(arrow) or base == "binary"
+    numeric = pa.types.is_integer(arrow) or pa.types.is_floating(arrow) or pa.types.is_decimal(arrow)
     from_text = FROM_TEXT.get("int64" if pa.types.is_integer(arrow) else base)
 
     def fit(value: Any) -> Any:
         (stored,) = as_stored([value])
         if isinstance(stored, str) and not textual:
             stored = stored.strip() or None
+            if numeric and "_" in (stored or ""):
+                raise ValueError(f"{stored!r} is a number to Python alone")
             if stored is not None and from_text is not None:
                 stored = from_text(stored)
         if stored is None:

@@ -65,6 +65,9 @@ def test_a_value_that_fits_gets_the_type(kind: str, value: Any, fitted: Any) -> 
     ("kind", "value"),
     [
         ("int64", "five"),
+        ("int64", "1_000"),
+        ("double", "1_0.5"),
+        ("decimal(10,2)", "1_0"),
         ("int64", 2.5),
         ("int64", True),
         ("int64", 2**63),
