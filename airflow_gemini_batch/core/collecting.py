@@ -277,7 +277,7 @@ def _better(row: Mapping[str, Any], result: Result, origin: Origin) -> tuple[Res
     Keep what an earlier round brought where this one brought less: a text (truncated, or not what the schema asks for)
     counts for more than none, and any reason for more than that nothing was sent.
     """
-    if (before := row.get("earlier")) is None or result.text:
+    if (before := row.get("earlier")) is None or result.text or result.status is Status.OK:
         return result, origin
     earlier = Result.from_dict(before["result"])
     if not earlier.text and origin.job is not None:

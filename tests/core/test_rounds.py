@@ -199,6 +199,26 @@ def test_an_answer_that_was_cut_short_is_kept_when_asking_again_brings_less(
     assert check(finish(make_run(redo={"truncated": {}}, max_rounds=3)), 3) == rows
 
 
+def test_an_answer_without_text_that_is_whole_replaces_one_that_was_cut_short(
+    emulator, make_run, finish, client, monkeypatch
+):
+    """A call of a function, as here, or a picture."""
+    emulator.faults = Faults(truncate_keys={"1"})
+    create = client.create
+
+    def then_whole(**job: Any) -> str:
+        emulator.faults = Faults() if emulator.jobs_created else emulator.faults
+        return create(**job)
+
+    monkeypatch.setattr(client, "create", then_whole)
+    calling = {
+        "tools": [{"functionDeclarations": [{"name": "f"}]}],
+        "toolConfig": {"functionCallingConfig": {"mode": "ANY"}},
+    }
+    rows = check(finish(make_run(redo={"truncated": calling})), 3)
+    assert (rows["1"]["status"], rows["1"]["text"], rows["1"]["round"]) == ("ok", None, 1)
+
+
 def test_a_row_that_a_budget_keeps_from_being_asked_again_keeps_its_reason(emulator, make_run, finish):
     emulator.faults = Faults(fail_keys={"1": RowError(13, "out of luck")})
     prices = PriceTable.parse({"gemini-2.5-flash": {"input": 1, "output": 1}})
