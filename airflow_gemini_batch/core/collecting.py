@@ -140,9 +140,10 @@ def _land(
             elif "unsent" not in row and result.status not in (Status.ERROR, Status.MISSING):
                 tally.add_many(Usage(), None)  # an answer that does not say what it used
             result, settled, passing = _judge_row(row, result, ending, job, redo=policy.redo)
-            settled = settled and wire_key(row) not in taken
+            key = wire_key(row)
+            settled = settled and key not in taken
             # A row that was left out may have an answer all the same: another attempt sent it.
-            unsent = "unsent" in row or (row["key"] in left_out and result.error_message == left_out[row["key"]])
+            unsent = "unsent" in row or (key in left_out and result.error_message == left_out[key])
             result, origin = _better(row, result, Origin(None if unsent else job, shard.slot.round))
             if settled:
                 part.add(result, row.get("keep", {}), job=origin.job, round_number=origin.round)

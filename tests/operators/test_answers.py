@@ -256,6 +256,7 @@ def test_media_go_before_the_text_once_per_content_and_a_missing_one_costs_one_r
         assert found["one", prompt]["status"] == "ok"
         assert found["two", prompt]["status"] == "error"
         assert "missing.png" in found["two", prompt]["error_message"]
+        assert (found["one", prompt]["job"], found["two", prompt]["job"]) == (emulator.jobs[0].name, None)
         assert found["three", prompt]["status"] == "empty"
     uploads = [file for file in emulator.files if file["mimeType"] != "application/jsonl"]
     assert sorted(file["mimeType"] for file in uploads if "image" in file["mimeType"] or "pdf" in file["mimeType"]) == [
