@@ -113,9 +113,9 @@ class Budget:
         if not self.room(used, running).holds(estimate.pico_usd or 0, estimate.input_tokens):
             raise OverBudget(self._explain(estimate, used, running), estimate=estimate)
 
-    def filling(self, model: str) -> Filling:
-        """Room for requests that are counted one by one, before anything was used."""
-        return Filling(self, model)
+    def filling(self, model: str, used: Spent = NOTHING_USED, running: Estimate | None = None) -> Filling:
+        """Room for requests that are counted one by one; raises like :meth:`room`."""
+        return Filling(self, model, self.room(used, running))
 
     def known(self, pico_usd: int | None, model: str) -> int:
         """:raises InvalidConfig: the price is not known, so that no limit could be kept."""
@@ -148,8 +148,8 @@ class Filling:
     :param model: for the error.
     """
 
-    def __init__(self, budget: Budget, model: str) -> None:
-        self._budget, self._model, self._room = budget, model, budget.room()
+    def __init__(self, budget: Budget, model: str, room: Room) -> None:
+        self._budget, self._model, self._room = budget, model, room
         self._pico = self._tokens = 0
 
     def take(self, guess: Guess) -> bool:

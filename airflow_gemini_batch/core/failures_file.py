@@ -13,6 +13,7 @@ from airflow_gemini_batch.core import exact, storage
 from airflow_gemini_batch.core.attempt import Attempt
 from airflow_gemini_batch.core.names import wire_key
 from airflow_gemini_batch.core.plan import Round, Shard, shards_of
+from airflow_gemini_batch.core.requests import for_any_model
 from airflow_gemini_batch.core.rounds import Leftovers
 from airflow_gemini_batch.core.shards import read_rows_file
 
@@ -73,7 +74,8 @@ def write_failures(attempt: Attempt, rounds: list[Round], leftovers: Leftovers) 
                         continue
                     failures.add(row["key"], result)
                     if line:
-                        record = {**row.get("keep", {}), **exact.loads(line), "failure": _told(result, shard)}
+                        sent = exact.loads(for_any_model(line))
+                        record = {**row.get("keep", {}), **sent, "failure": _told(result, shard)}
                         file.write(exact.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
     if not failures.rows:
         storage.remove(path)

@@ -209,6 +209,7 @@ def _round(attempt: Attempt, one: Round, slots: list[Slot]) -> dict[str, Any]:
         "jobs": sum(slot.job is not None for slot in ours),
         "settled": dict(counts),
         "unsettled": sum(slot.landed.unsettled_auto + slot.landed.unsettled_other for slot in ours),
+        "usage": asdict(spent.usage),
         "cost_usd": None if any(slot.landed.lost for slot in ours) else _dollars(spent),
     }
 

@@ -8,7 +8,7 @@ attempt is not repaired: the next one simply advances.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -89,6 +89,7 @@ def advance(
             if _open_next(attempt, rounds, starting=starting and not again) is None:
                 patience.forget()  # from here on the service is not asked for anything that has a quota
                 return finish(attempt, rounds)
+            again = True  # what this very call leaves aside, nobody has asked for again
     except QuotaExceeded as e:
         patience.refused(e)
     return Waiting(waits, patience.settle(running=bool(waits)))
@@ -103,16 +104,22 @@ def _start_again(attempt: Attempt) -> bool:
     if manifest is None:
         return False
     rounds = Round.load_all(attempt.work)
+    if manifest.failure is not None:  # by today's ``redo`` there may be unsettled rows, where there were none
+        _land_again(attempt, rounds, attempt.run.policy.redo)
     if _sends_the_rest(attempt, manifest, rounds):
         return True
     log.info("The run is finished; it is landed again from what is there, nothing is sent")
+    _land_again(attempt, rounds)
+    return True
+
+
+def _land_again(attempt: Attempt, rounds: list[Round], only: Collection[str] | None = None) -> None:
+    """:param only: slots that have settled rows of these statuses; by default all."""
     leftovers = Leftovers(attempt.work, rounds)
     for shard in shards_of(rounds):
         entry = attempt.ledger.read(shard.slot)
-        if entry.landed:
+        if entry.landed and (only is None or not entry.landed.counts.keys().isdisjoint(only)):
             land_again(attempt, shard, entry, entry.landed, leftovers.taken_after(shard.slot.round))
-    _sends_the_rest(attempt, manifest, rounds)  # by today's ``redo`` there may be some, where there were none
-    return True
 
 
 def _sends_the_rest(attempt: Attempt, manifest: Manifest, rounds: list[Round]) -> bool:

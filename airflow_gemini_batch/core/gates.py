@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from airflow_gemini_batch.core.attempt import Attempt
+from airflow_gemini_batch.core.blocks import Block
+from airflow_gemini_batch.core.budget import Budget, Filling
 from airflow_gemini_batch.core.collecting import Ending
 from airflow_gemini_batch.core.estimate import Estimate
 from airflow_gemini_batch.core.plan import Round, Shard, shards_of
 from airflow_gemini_batch.core.results import Status
+from airflow_gemini_batch.core.shards import Piece
 from airflow_gemini_batch.core.usage import Spent
 from airflow_gemini_batch.exceptions import InvalidConfig, OverBudget
 
@@ -30,6 +33,27 @@ class Never(Hold):
     ending: Ending
 
 
+def cut(requests: Iterable[Piece], canary: int, fits: Callable[[bytes], bool] | None) -> Iterator[Piece]:
+    """
+    Begin another job after the canary, and where a budget that leaves rows out has no room for the next one.
+
+    :param canary: requests in it; 0: there is none.
+    :param fits: whether there is room for one more request line; None: there is for all.
+    """
+    sent, full = 0, False
+    for piece in requests:
+        assert not isinstance(piece, Block)
+        request, where = piece
+        if request.line:
+            begins = bool(canary) and sent == canary
+            if fits is not None and not full and not fits(request.line):
+                begins = full = True
+            sent += 1
+            if begins:
+                request = replace(request, begins_job=True)
+        yield request, where
+
+
 class Gate:
     """
     What one pass of the flow may send. Reads the ledger once, when it is first asked, and is told what is sent from then on.
@@ -45,6 +69,11 @@ class Gate:
     def holds(self, shard: Shard) -> Hold | None:
         """Return None if a slot may be sent."""
         return (None if shard in self._canaries else self._canary) or self._budget(shard)
+
+    def filling(self, budget: Budget, model: str) -> Filling:
+        """Room that a budget has for requests of another round; raises like :meth:`Budget.room`."""
+        used, running, _ = self._standing
+        return budget.filling(model, used, running)
 
     def took(self, shard: Shard) -> None:
         """It is sent."""
@@ -68,7 +97,10 @@ class Gate:
         ended = [one for one in landed if one is not None]
         if len(ended) < len(landed):
             return Hold()
-        asked = sum(shard.requests for shard in self._canaries)
+        # What the budget left out says nothing about the others.
+        asked = sum(
+            shard.requests for shard, one in zip(self._canaries, ended, strict=True) if one.state != "OVER_BUDGET"
+        )
         ok = sum(one.counts.get(Status.OK.value, 0) for one in ended)
         most = self._attempt.run.policy.max_failed_ratio
         most = CANARY_FAILED_RATIO if most is None else most
@@ -85,15 +117,26 @@ class Gate:
         budget = self._attempt.run.policy.budget
         if budget is None:
             return None
+        if self._over is not None:
+            return self._over
         used, running, any_running = self._standing
         try:
             budget.check(shard.estimate, used, running + self._sent)
         except OverBudget as e:
             # While something runs, what does not fit waits: that may cost less than expected.
-            return Hold() if any_running or self._any_sent else Never(Ending("OVER_BUDGET", detail=str(e)))
+            if any_running or self._any_sent:
+                return Hold()
+            self._over = Never(Ending("OVER_BUDGET", detail=str(e)))
+            return self._over
         except InvalidConfig as e:  # what was used has no known price; there may be answers to land all the same
             return Never(Ending("OVER_BUDGET", detail=str(e)))
         return None
+
+    @cached_property
+    def _over(self) -> Never | None:
+        """How the first slot of the round ended that was over the budget: then those after it are not sent either."""
+        landed = (self._attempt.ledger.read(shard.slot).landed for shard in self._round.shards)
+        return next((Never(Ending.again(one)) for one in landed if one and one.state == "OVER_BUDGET"), None)
 
     @cached_property
     def _standing(self) -> tuple[Spent, Estimate, bool]:

@@ -21,7 +21,7 @@ class Manifest:
     :param output: the directory.
     :param files: URIs of the landed files; one row per key over all of them.
     :param counts: rows by status, all statuses, summing to ``rows``.
-    :param by_round: of each round: model, rows, jobs, settled rows by status, unsettled ones, cost.
+    :param by_round: of each round: model, rows, jobs, settled rows by status, unsettled ones, tokens, cost.
     :param jobs: name, slot, state and requests of every job.
     :param cost: ``estimated_usd`` (of what was sent), ``actual_usd``, ``prices_as_of``; null where unknown, never 0: a model
         without a known price, an answer that does not say what it used, a job that was given up and may have run on.

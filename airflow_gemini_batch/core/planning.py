@@ -16,6 +16,7 @@ from airflow_gemini_batch.core.attempt import Attempt, Run, Services, estimator_
 from airflow_gemini_batch.core.blocks import Block, build_ahead, kept_columns
 from airflow_gemini_batch.core.columns import SeenTypes
 from airflow_gemini_batch.core.estimate import Estimate, Scale
+from airflow_gemini_batch.core.gates import cut
 from airflow_gemini_batch.core.jobs import Job
 from airflow_gemini_batch.core.kinds import MIXED
 from airflow_gemini_batch.core.landing import FORMATS
@@ -203,19 +204,7 @@ def _cut(run: Run, requests: Iterable[Piece], services: Services, scale: Scale |
         return
     estimator = estimator_of(run.policy, run.spec.model, services.clock(), scale)
     room = budget.filling(run.spec.model) if budget else None
-    sent, full = 0, False
-    for piece in requests:
-        assert not isinstance(piece, Block)
-        request, where = piece
-        if request.line:
-            begins = bool(canary) and sent == canary
-            if room is not None and not full and not room.take(estimator.request(request.line)):
-                begins = full = True
-            sent += 1
-            if begins:
-                yield replace(request, begins_job=True), where
-                continue
-        yield request, where
+    yield from cut(requests, canary, (lambda line: room.take(estimator.request(line))) if room else None)
 
 
 def _check_budget(run: Run, shards: tuple[Shard, ...], now: float) -> None:

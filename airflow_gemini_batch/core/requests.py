@@ -348,6 +348,15 @@ def asks_for_media(request: Mapping[str, Any]) -> bool:
     return isinstance(asked, list) and bool({"IMAGE", "AUDIO"} & {str(one).upper() for one in asked})
 
 
+def for_any_model(line: bytes) -> bytes:
+    """A request line without the model that it may name: the one of its job answers, and that is another."""
+    if b'"model"' not in line:
+        return line
+    body = exact.loads(line)
+    named = body["request"].pop("model", None)
+    return line if named is None else exact.dumps(body, option=orjson.OPT_APPEND_NEWLINE)
+
+
 def overridden(line: bytes, fields: Mapping[str, Any]) -> bytes:
     """
     Put other settings on top of a request line's own.

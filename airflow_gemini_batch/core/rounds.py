@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from airflow_gemini_batch.core.attempt import Attempt, log, measure
+from airflow_gemini_batch.core.attempt import Attempt, estimator_of, log, measure
+from airflow_gemini_batch.core.gates import Gate, cut
 from airflow_gemini_batch.core.layout import WorkDirectory
 from airflow_gemini_batch.core.names import Slot, wire_key
 from airflow_gemini_batch.core.plan import Round, Shard, Taken, shards_of
-from airflow_gemini_batch.core.requests import Request, overridden
-from airflow_gemini_batch.core.shards import read_rows_file, write_shards
+from airflow_gemini_batch.core.requests import Request, for_any_model, overridden
+from airflow_gemini_batch.core.shards import Piece, read_rows_file, write_shards
 from airflow_gemini_batch.core.wording import counted
+from airflow_gemini_batch.exceptions import InvalidConfig
 
 
 class Leftovers:
@@ -71,7 +73,7 @@ def open_round(attempt: Attempt, rounds: list[Round], *, took: Taken, last: int)
     step = min(never_sent) if never_sent else max(one.asks for one in rounds) + 1
     model = plan.model_of(step)
 
-    def requests() -> Iterator[tuple[Request, str]]:
+    def requests() -> Iterator[Piece]:
         for shard in shards_of(rounds):
             wanted = {
                 wire_key(u["row"]): {name: u[name] for name in ("result", "job", "round")}
@@ -79,7 +81,7 @@ def open_round(attempt: Attempt, rounds: list[Round], *, took: Taken, last: int)
                 if took == "all" or u["auto"]
             }
             if wanted:
-                yield from _requests_of(attempt, shard, wanted)
+                yield from _requests_of(attempt, shard, wanted, model)
 
     limits = policy.limits
     if policy.split > 1:
@@ -88,7 +90,8 @@ def open_round(attempt: Attempt, rounds: list[Round], *, took: Taken, last: int)
     canary = rounds[-1].canary if took == "auto" and _canary_unanswered(attempt, rounds[-1]) else 0
     home = f"round-{number}-{uuid.uuid4().hex[:8]}"
     measured = measure(policy, model, attempt.now(), plan.scale)
-    shards = write_shards(_with_canary(requests(), canary), attempt.work, number, limits, home, measured)
+    pieces = cut(requests(), canary, _fits(attempt, rounds, model))
+    shards = write_shards(pieces, attempt.work, number, limits, home, measured)
     if not shards:
         return None
     one = Round(number, last, shards, took, canary, step).commit(attempt.work)
@@ -106,15 +109,34 @@ def _canary_unanswered(attempt: Attempt, one: Round) -> bool:
     return any(entry.landed and entry.landed.state == "CANARY_UNANSWERED" for entry in entries)
 
 
-def _with_canary(requests: Iterable[tuple[Request, str]], canary: int) -> Iterator[tuple[Request, str]]:
-    for number, (request, where) in enumerate(requests):
-        yield (replace(request, begins_job=True) if canary and number == canary else request), where
+def _fits(attempt: Attempt, rounds: list[Round], model: str) -> Callable[[bytes], bool] | None:
+    """What of another round fits into a budget that leaves rows out; None if there is no such budget."""
+    policy = attempt.run.policy
+    budget = policy.budget
+    if budget is None or budget.on_exceed != "truncate_rows":
+        return None
+    try:
+        room = Gate(attempt, rounds).filling(budget, model)
+    except InvalidConfig:
+        return None  # a price is not known: nothing is sent, and the gate says why
+    estimator = estimator_of(policy, model, attempt.now(), attempt.plan.scale)
+
+    def fits(line: bytes) -> bool:
+        try:
+            return room.take(estimator.request(line))
+        except InvalidConfig:
+            return False
+
+    return fits
 
 
 def _requests_of(
-    attempt: Attempt, shard: Shard, wanted: Mapping[str, Mapping[str, Any]]
+    attempt: Attempt, shard: Shard, wanted: Mapping[str, Mapping[str, Any]], model: str
 ) -> Iterator[tuple[Request, str]]:
-    """:param wanted: key as sent → what became of the row so far, which may ask for other settings the next time."""
+    """
+    :param wanted: key as sent → what became of the row so far, which may ask for other settings the next time.
+    :param model: that they are sent to.
+    """
     redo = attempt.run.policy.redo
     with shard.requests_in(attempt.work).open("rb") as lines:
         for row in read_rows_file(shard.rows_in(attempt.work)):
@@ -122,6 +144,8 @@ def _requests_of(
             if (earlier := wanted.get(wire_key(row))) is not None:
                 if overrides := redo.get(earlier["result"]["status"]):
                     line = overridden(line, overrides)
+                if model != attempt.plan.model:
+                    line = for_any_model(line)
                 request = Request(
                     row["key"], line, row.get("keep", {}), prompt=row.get("prompt"), media=tuple(row.get("media", ())),
                     dimensions=row.get("dimensions"), earlier=earlier,

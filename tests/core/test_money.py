@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from airflow_gemini_batch.core import storage_quota
+from airflow_gemini_batch.core import finishing, storage_quota
 from airflow_gemini_batch.core.attempt import Run, Services
 from airflow_gemini_batch.core.budget import Budget
 from airflow_gemini_batch.core.flow import Waiting, advance
@@ -78,6 +78,7 @@ def test_tokens_and_cents_of_all_rounds_are_the_exact_sums_of_what_the_server_se
     )
     assert Decimal(str(manifest.cost["actual_usd"])) == expected / 1_000_000
     assert sum(Decimal(str(one["cost_usd"])) for one in manifest.by_round) == expected / 1_000_000
+    assert {name: sum(one["usage"][name] for one in manifest.by_round) for name in FIELDS} == sums
     # Landed again, also in another format: each answer counts once.
     for file_format in ("jsonl", "csv", "parquet"):
         again = finish(replace(run, policy=replace(run.policy, file_format=file_format)))
@@ -258,6 +259,60 @@ def test_a_shard_that_no_longer_fits_fails_the_run_and_a_larger_budget_mends_it(
     manifest = finish(replace(run, policy=replace(run.policy, budget=Budget(max_cost_usd=5))))
     assert (manifest.counts["ok"], manifest.failure) == (4, None)
     assert emulator.jobs_created == 2
+
+
+def test_a_somewhat_larger_budget_sends_as_many_more_rows_as_fit(emulator, make_run, finish):
+    budget = Budget(max_cost_usd=0.01, on_exceed="truncate_rows")
+    run = make_run(map(str, range(60)), budget=budget, prices=ONE_DOLLAR, assumed_output_tokens=1000)
+    assert finish(run).counts["ok"] == 9
+    first = emulator.jobs_created
+    larger = replace(run, policy=replace(run.policy, budget=replace(budget, max_cost_usd=0.02)))
+    manifest = finish(larger)
+    assert emulator.jobs[first].keys == tuple(map(str, range(9, 27))), "0.02 dollars less what nine answers cost"
+    asked = [key for job in emulator.jobs for key in job.keys]
+    assert len(asked) == len(set(asked)) == manifest.counts["ok"] < 60
+    assert manifest.cost["actual_usd"] < 0.02
+
+
+def test_of_rows_that_failed_as_many_are_sent_again_as_fit_into_the_budget(emulator, make_run, finish):
+    """Answers are longer than was assumed, so that what is left of the budget holds three more requests."""
+    rows, settings = list(map(str, range(10))), {"prices": ONE_DOLLAR, "assumed_output_tokens": 1}
+    faults = Faults(fail_keys={str(n): RowError(13, times=1) for n in range(5)})
+    emulator.faults = faults
+    used = finish(make_run(rows, **settings)).by_round[0]["cost_usd"]
+    emulator.faults = replace(faults)
+    budget = Budget(max_cost_usd=used + 0.000007, on_exceed="truncate_rows")
+    manifest = finish(make_run(rows, **settings, budget=budget, out="tight", run_id="tight"))
+    assert [job.keys for job in emulator.jobs[2:]] == [tuple(rows), ("0", "1", "2")]
+    assert (manifest.counts["ok"], manifest.counts["error"]) == (8, 2)
+
+
+def test_after_one_job_is_over_the_budget_no_smaller_one_is_sent(emulator, make_run, finish):
+    run = make_run(
+        ["a " * 50] * 9, budget=Budget(max_cost_usd=0.00035), prices=ONE_DOLLAR, assumed_output_tokens=1,
+        limits=Limits(requests_per_job=4, active_jobs=1),
+    )  # fmt: skip
+    assert "Nothing more was sent" in str(over_budget(run, finish))
+    assert [job.keys for job in emulator.jobs] == [("0", "1", "2", "3")]
+
+
+def test_a_death_before_an_end_over_the_budget_leaves_the_retry_the_same_end(emulator, make_run, finish, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    run = make_run(
+        ["a " * 50] * 4, budget=Budget(max_cost_usd=0.00015), prices=ONE_DOLLAR, assumed_output_tokens=1,
+        limits=Limits(requests_per_job=2, active_jobs=1),
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(finishing.media, "remove", killed)
+        with pytest.raises(Killed):
+            finish(run)
+    assert over_budget(run, finish).counts == {"ok": 2, "error": 2}
+    assert emulator.jobs_created == 1
 
 
 def test_what_ended_but_cannot_be_fetched_counts_as_running(emulator, make_run, client):

@@ -63,8 +63,10 @@ def check(manifest: Manifest | None, rows: int) -> dict[str, dict[str, Any]]:
     settled = sum((Counter(one["settled"]) for one in manifest.by_round), Counter())
     left = rows - settled.total()
     assert left >= 0
+    unsettled = 0
     for one, following in zip(manifest.by_round, manifest.by_round[1:], strict=False):
-        assert following["rows"] <= one["unsettled"]
+        unsettled += one["unsettled"]
+        assert following["rows"] <= unsettled
     return {row["key"]: row for row in landed}
 
 
@@ -217,6 +219,31 @@ def test_an_answer_without_text_that_is_whole_replaces_one_that_was_cut_short(
     }
     rows = check(finish(make_run(redo={"truncated": calling})), 3)
     assert (rows["1"]["status"], rows["1"]["text"], rows["1"]["round"]) == ("ok", None, 1)
+
+
+def test_an_answer_without_text_is_not_given_up_for_an_earlier_one_that_was_cut_short(emulator, make_run, finish):
+    """The fallback speaks, which is no text; what was cut short before is."""
+    emulator.faults = Faults(truncate_keys={"0"})
+    run = falling_back(make_run(["say it"], redo={"truncated": {}}), "gemini-2.5-flash-preview-tts")
+    rows = check(finish(run), 1)
+    assert (rows["0"]["status"], rows["0"]["round"], rows["0"]["job"]) == ("ok", 1, emulator.jobs[1].name)
+
+
+def test_a_request_that_names_its_model_does_not_name_it_to_another_one(emulator, make_run, finish):
+    rows = [
+        {"key": key, "request": {"model": f"models/{HANGS}", "contents": [{"parts": [{"text": key}], "role": "user"}]}}
+        for key in "abc"
+    ]
+    emulator.faults = Faults(fail_keys={"b": RowError(13, times=1), "c": RowError(3)})
+    run = falling_back(make_run(rows, delete_remote="never"), WORKS)
+    finish(run)
+    first, second = (emulator.read_file(file["name"]) for file in emulator.files if "batch-" not in file["name"])
+    assert [json.loads(line) for line in first.splitlines()] == rows
+    assert json.loads(second) == {"key": "b", "request": {"contents": rows[1]["request"]["contents"]}}
+    # Nor is what failed bound to it, when it is a source again.
+    emulator.faults = Faults()
+    again = make_run([], run_id="again", out="again", model=WORKS)
+    assert finish(replace(again, source=lambda: FileSource((run.output.failures,)))).counts["ok"] == 1
 
 
 def test_a_row_that_a_budget_keeps_from_being_asked_again_keeps_its_reason(emulator, make_run, finish):
@@ -452,6 +479,17 @@ def test_a_redo_that_is_added_when_a_failed_run_is_cleared_sends_its_rows(emulat
     assert emulator.jobs_created == 2
 
 
+def test_a_redo_that_is_added_sends_its_rows_also_beside_others_that_were_left(emulator, make_run, finish):
+    emulator.faults = Faults(fail_keys={"1": RowError(13)})
+    run = make_run(["tell me " * 40, "b", "tell me more " * 40], template=LITTLE, max_failed_ratio=0.0)
+    with pytest.raises(TooManyFailedRows):
+        finish(run)
+    emulator.faults = Faults()
+    rows = check(finish(replace(run, policy=replace(run.policy, redo=MORE))), 3)
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert sorted(sent(emulator)[2]) == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize("at", ["remove_other_formats", "media"])
 def test_a_death_before_the_manifest_pays_no_further_round(emulator, make_run, finish, monkeypatch, at):
     """The slow last steps come before the manifest, which a retry would take for word that somebody asked for the rest."""
@@ -594,6 +632,16 @@ def test_rows_that_are_not_sent_do_not_disturb_the_canary(emulator, make_run, fi
     check(finish(run), 12)
     assert len(sent(emulator)[0]) == 2
     assert sum(len(keys) for keys in sent(emulator)) == 5
+
+
+def test_a_canary_that_a_budget_cuts_short_is_judged_by_the_rows_that_were_sent(emulator, make_run, finish):
+    prices = PriceTable.parse({HANGS: {"input": 1, "output": 1}})
+    budget = Budget(max_cost_usd=0.01, on_exceed="truncate_rows")
+    run = make_run(map(str, range(60)), canary=25, budget=budget, prices=prices, assumed_output_tokens=1000)
+    manifest = finish(run)
+    check(manifest, 60)
+    assert sent(emulator) == [tuple(map(str, range(9)))]
+    assert (manifest.counts["ok"], manifest.failure) == (9, None)
 
 
 def test_a_canary_that_hangs_is_asked_of_the_next_model_before_the_rest_is(emulator, make_run, finish, patient):
