@@ -5,7 +5,7 @@ The batch itself, without Airflow. Read ``flow`` first; ``attempt`` is what all 
 ``request_types``, ``spelling``) → ``shards`` → commit ``plan`` → ``media`` → ``submitting`` (upload, claim, create, record in
 the ``ledger``) → ``waiting`` → ``collecting`` (``fetching``, ``downloading``) → ``answers`` (a line finds its row) →
 ``reading`` (a line becomes a ``results.Result``) → ``table``, ``landing``, ``media_files`` → ``finishing``
-(``failures_file``) → ``manifest``.
+(``failures_file``, ``removing``) → ``manifest``.
 
 ``blocks`` (requests) and ``stretches``, ``plain_lines``, ``pairing`` (answers) do the plain cases by the column, ``ahead``
 in threads; all else goes row by row. ``columns`` and ``kinds`` know the kinds of columns (``fitting``: those that the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -30,7 +30,7 @@ from airflow_gemini_batch.core.reading import Reader
 from airflow_gemini_batch.core.results import PASSING_CODES, Result, Status
 from airflow_gemini_batch.core.shards import read_rows_file
 from airflow_gemini_batch.core.usage import Tally, Usage
-from airflow_gemini_batch.exceptions import DownloadBroken, ResultsLost, ServiceError
+from airflow_gemini_batch.exceptions import DownloadBroken, ResultsLost
 
 log = logging.getLogger("airflow_gemini_batch")
 
@@ -369,25 +369,3 @@ def _writing_aside(file: BinaryIO) -> Reject:
         file.write(orjson.dumps({"line": line, "reason": reason, "text": text}, option=orjson.OPT_APPEND_NEWLINE))
 
     return reject
-
-
-def delete_input(attempt: Attempt, submitted: Submitted) -> None:
-    """Remove the request file of a job that has ended, unless ``delete_remote`` says no."""
-    if submitted.file and attempt.run.policy.delete_remote != "never":
-        _delete(attempt.client.delete_file, submitted.file, submitted)
-
-
-def delete_job(attempt: Attempt, submitted: Submitted, ending: Ending) -> None:
-    """Remove a job that is landed, and its results, if ``delete_remote`` says so."""
-    if attempt.run.policy.delete_remote == "all":
-        if ending.results:
-            _delete(attempt.client.delete_file, ending.results, submitted)
-        _delete(attempt.client.delete_job, submitted.job, submitted)
-
-
-def _delete(delete: Callable[[str], object], name: str, submitted: Submitted) -> None:
-    """A refusal is told and tolerated."""
-    try:
-        delete(name)
-    except ServiceError as e:
-        log.info("%s of %s could not be deleted at the service: %s", name, submitted.job, e)

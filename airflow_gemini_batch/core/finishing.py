@@ -17,6 +17,7 @@ from airflow_gemini_batch.core.landing import FORMATS, read_part, writing_part
 from airflow_gemini_batch.core.ledger import Entry, Landed
 from airflow_gemini_batch.core.manifest import Manifest
 from airflow_gemini_batch.core.plan import Round, Shard, shards_of
+from airflow_gemini_batch.core.removing import delete_jobs
 from airflow_gemini_batch.core.results import Result, Status
 from airflow_gemini_batch.core.rounds import Leftovers
 from airflow_gemini_batch.core.storage import StoragePath
@@ -72,6 +73,7 @@ def finish(attempt: Attempt, rounds: list[Round]) -> Manifest:
     _load(attempt, files)
     _remove_other_formats(attempt, rounds)
     media.remove(attempt, shards_of(rounds))
+    delete_jobs(attempt, {one.job: one for slot in slots if (one := slot.entry.submitted)})
     told = documents.read("told", attempt.work.told) or {}
     # From here on nothing may fail but the run itself: who finds a manifest with a failure was asked to send the rest.
     manifest.write(output)

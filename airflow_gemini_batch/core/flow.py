@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from airflow_gemini_batch.core import storage
 from airflow_gemini_batch.core.attempt import Attempt, Run, Services, log
-from airflow_gemini_batch.core.collecting import Ending, delete_input, delete_job, land, land_again
+from airflow_gemini_batch.core.collecting import Ending, land, land_again
 from airflow_gemini_batch.core.finishing import finish
 from airflow_gemini_batch.core.gates import Gate, Never
 from airflow_gemini_batch.core.jobs import Counts, Gone, Job, Refused, Seen
@@ -25,6 +25,7 @@ from airflow_gemini_batch.core.patience import Patience
 from airflow_gemini_batch.core.plan import Plan, Round, Shard, shards_of
 from airflow_gemini_batch.core.planning import find_or_make_plan, finished, retire_older_plans
 from airflow_gemini_batch.core.prices import Prices
+from airflow_gemini_batch.core.removing import delete_input, delete_job
 from airflow_gemini_batch.core.rest import Cancel
 from airflow_gemini_batch.core.room import JobRoom
 from airflow_gemini_batch.core.rounds import Leftovers, open_round
@@ -316,7 +317,7 @@ def _close(attempt: Attempt, patience: Patience, shard: Shard, submitted: Submit
     delete_input(attempt, submitted)  # before it counts as landed: who dies in between does it again
     land(attempt, shard, submitted, ending)
     patience.progressed()
-    delete_job(attempt, submitted, ending)
+    delete_job(attempt, submitted, ending.results)
 
 
 def _open_next(attempt: Attempt, rounds: list[Round], *, starting: bool) -> Round | None:

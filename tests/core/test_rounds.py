@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_gemini_batch.core import finishing
+from airflow_gemini_batch.core import finishing, flow
 from airflow_gemini_batch.core.attempt import Run, Services
 from airflow_gemini_batch.core.budget import Budget
 from airflow_gemini_batch.core.flow import advance
@@ -680,6 +680,24 @@ def test_what_was_uploaded_is_removed_also_after_failures(emulator, make_run, fi
     inputs = [file for file in emulator.files if "batch-" not in file["name"]]
     assert bool(inputs) is (delete == "never")
     assert bool(emulator.jobs) is (delete != "all")
+
+
+def test_a_job_is_removed_although_the_task_died_when_it_had_landed(emulator, make_run, finish, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    run = make_run(delete_remote="all")
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "delete_job", killed)
+        with pytest.raises(Killed):
+            finish(run)
+    assert len(emulator.jobs) == 1
+    check(finish(run), 3)
+    assert not emulator.jobs
+    assert emulator.jobs_created == 1
 
 
 def test_a_result_file_that_may_not_be_deleted_is_told_and_all_else_removed(emulator, make_run, finish, caplog):
