@@ -29,7 +29,7 @@ from airflow_gemini_batch.core.removing import delete_input, delete_job
 from airflow_gemini_batch.core.rest import Cancel
 from airflow_gemini_batch.core.room import JobRoom
 from airflow_gemini_batch.core.rounds import Leftovers, open_round
-from airflow_gemini_batch.core.submitting import look_for_twins, submit
+from airflow_gemini_batch.core.submitting import look_for_twins, resolve, submit
 from airflow_gemini_batch.core.waiting import Outcome, Wait, age, describe
 from airflow_gemini_batch.exceptions import (
     CredentialsRefused,
@@ -177,6 +177,8 @@ def _work_through(
             if not shard.requests:
                 land(attempt, shard, None, Ending("NOTHING_SENT"))
                 continue
+            if entry.doubtful and not patience.holds("sending") and resolve(attempt, shard, entry.doubtful) is None:
+                entry = attempt.ledger.read(shard.slot)  # no job came of it: it is sent if it may be, as any other
             if entry.doubtful is None and (held := gate.holds(shard)) is not None:
                 if not isinstance(held, Never):
                     break

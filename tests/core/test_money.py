@@ -296,6 +296,28 @@ def test_after_one_job_is_over_the_budget_no_smaller_one_is_sent(emulator, make_
     assert [job.keys for job in emulator.jobs] == [("0", "1", "2", "3")]
 
 
+def test_a_create_that_never_left_is_not_sent_after_all_when_it_fits_no_more(
+    emulator, make_run, finish, client, clock, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    def killed(**_: Any) -> str:
+        raise Killed
+
+    clock.now = time.time()
+    services = Services(client, clock, clock.sleep)
+    run = make_run(map(str, range(4)), prices=ONE_DOLLAR, limits=Limits(requests_per_job=2, active_jobs=1), budget=CENT)
+    advance(run, services, starting=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "create", killed)
+        with pytest.raises(Killed):
+            finish(run, services)
+    less = replace(run, policy=replace(run.policy, budget=Budget(max_cost_usd=0.0001)))
+    assert over_budget(less, finish, services=services).counts == {"ok": 2, "error": 2}
+    assert emulator.jobs_created == 1
+
+
 def test_a_death_before_an_end_over_the_budget_leaves_the_retry_the_same_end(emulator, make_run, finish, monkeypatch):
     class Killed(BaseException):
         pass
