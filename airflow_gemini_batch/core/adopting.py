@@ -22,6 +22,7 @@ from airflow_gemini_batch.core.attempt import Attempt, Run, Services, utc
 from airflow_gemini_batch.core.collecting import Ending, bring
 from airflow_gemini_batch.core.columns import SeenTypes
 from airflow_gemini_batch.core.ends import check_succeeded, find, look_at, within
+from airflow_gemini_batch.core.estimate import Estimate
 from airflow_gemini_batch.core.flow import Waiting, advance
 from airflow_gemini_batch.core.jobs import Job
 from airflow_gemini_batch.core.ledger import Submitted
@@ -168,7 +169,7 @@ def _bring(
     )  # whoever looks there for what was sent finds that it is not known
     created = job.created_at.timestamp() if job.created_at else attempt.now()
     attempt.ledger.submitted(slot, Submitted(job.name, job.model, job.input_file or "", created, adopted=True))
-    return Shard(slot, sent, count, 0, "")
+    return Shard(slot, sent, count, 0, "", estimate=Estimate(pico_usd=None))  # nobody has reckoned it
 
 
 def _fetch(attempt: Attempt, slot: Slot, job: Job) -> None:

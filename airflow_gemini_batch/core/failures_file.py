@@ -32,9 +32,14 @@ class Reason:
 
 @dataclass
 class Failures:
-    """What went into the file."""
+    """
+    The rows that are not ok.
+
+    :param written: those in the file; rows of jobs that others made are not: what was asked is not known.
+    """
 
     rows: int = 0
+    written: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -77,7 +82,8 @@ def write_failures(attempt: Attempt, rounds: list[Round], leftovers: Leftovers) 
                         sent = exact.loads(for_any_model(line))
                         record = {**row.get("keep", {}), **sent, "failure": _told(result, shard)}
                         file.write(exact.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-    if not failures.rows:
+                        failures.written += 1
+    if not failures.written:
         storage.remove(path)
     return failures
 

@@ -159,7 +159,7 @@ def _manifest(
         },
         estimate=estimate.to_dict(),
         odd_lines=asdict(sum((slot.landed.oddities for slot in slots), Oddities())),
-        failures=str(output.failures) if failures.rows else None,
+        failures=str(output.failures) if failures.written else None,
         started_at=plan.created_at,
         finished_at=utc(attempt.now()),
         manifest=str(output.manifest),
@@ -298,13 +298,12 @@ def summary(manifest: Manifest, failures: Failures) -> Iterator[str]:
     """The last lines of the task's log: a short table of what became of the rows, and what it cost."""
     usage: Usage = manifest.usage
     actual, estimated = manifest.cost["actual_usd"], manifest.cost["estimated_usd"]
-    ok = manifest.counts.get(Status.OK.value, 0)
     yield f"rows      {manifest.rows:,}: " + (
         ", ".join(f"{n:,} {status}" for status, n in manifest.counts.items() if n) or "none"
     )
     for reason in failures.top():
         yield f"failed    {reason.rows:,} x {reason.text} (e.g. key {reason.key!r})"
-    if failures.rows and manifest.rows > ok:
+    if manifest.failures is not None:
         yield f"          all of them, ready to be a source again: {manifest.failures}"
     when = f"from {manifest.started_at} to {manifest.finished_at}"
     yield f"sent      {counted(manifest.rounds, 'round')}, {counted(len(manifest.jobs), 'job')}, {when}"

@@ -26,7 +26,8 @@ class Manifest:
     :param cost: ``estimated_usd`` (of what was sent), ``actual_usd``, ``prices_as_of``; null where unknown, never 0: a model
         without a known price, an answer that does not say what it used, a job that was given up and may have run on.
     :param estimate: tokens and cost as they were expected before anything was sent, and how that was reckoned.
-    :param failures: URI of the rows that are not ok, as ready-made requests; None if there are none.
+    :param failures: URI of the rows that are not ok, as ready-made requests; None if there are none, or none
+        of which the request is known: jobs that somebody else made.
     :param news: what this landing added, for metrics: rows by status, tokens by kind, jobs. Not kept.
     :param odd_lines: lines of the service's results that belong to no row.
     :param budget: the limits that were in force, None if there were none.

@@ -10,7 +10,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_gemini_batch.core.shards import Limits
-from airflow_gemini_batch.emulator import Emulator, Faults
+from airflow_gemini_batch.emulator import Emulator, Faults, RowError
 from airflow_gemini_batch.exceptions import (
     DuplicateKey,
     InvalidConfig,
@@ -305,6 +305,16 @@ def test_a_job_of_somebody_else_is_landed_by_its_keys(steps: Any, emulator: Emul
     manifest = steps.land(job)
     assert [row["key"] for row in landed(manifest)] == ["k0", "k1", "k2"]
     assert (manifest["model"], manifest["counts"]["ok"], emulator.jobs_created) == (MODEL, 3, 1)
+
+
+def test_of_a_job_of_somebody_else_nothing_is_told_that_is_not_known(steps: Any, emulator: Emulator) -> None:
+    """Neither what failed rows asked for, nor what the job was expected to cost."""
+    emulator.faults = Faults(fail_keys={"k1": RowError(3)})
+    manifest = steps.land(raw_job(emulator, [{"contents": "x", "metadata": {"key": f"k{n}"}} for n in range(3)]))
+    assert (manifest["counts"]["ok"], manifest["counts"]["error"]) == (2, 1)
+    assert manifest["failures"] is None
+    assert manifest["cost"]["estimated_usd"] is manifest["estimate"]["usd"] is None
+    assert manifest["cost"]["actual_usd"] > 0
 
 
 def test_results_without_keys_are_numbered(steps: Any, emulator: Emulator) -> None:
