@@ -224,7 +224,7 @@ def _check_budget(run: Run, shards: tuple[Shard, ...], now: float) -> None:
         except OverBudget:
             if budget.on_exceed != "truncate_rows":
                 raise
-            budget.check(shards[0].estimate)  # something must fit, or there is nothing to do
+            budget.check(next(shard.estimate for shard in shards if shard.requests))  # or there is nothing to do
 
 
 def _check_table(run: Run, keep: Mapping[str, str], *, media: bool) -> None:

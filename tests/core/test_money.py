@@ -234,6 +234,16 @@ def test_the_first_rows_that_fit_into_a_cent_are_sent_if_asked(emulator, make_ru
     assert whole.cost["estimated_usd"] > 0.03
 
 
+@pytest.mark.parametrize("first", ["", "a"])
+def test_where_not_one_row_fits_nothing_is_planned_also_behind_a_blank_one(emulator, make_run, finish, first):
+    rows = [{"t": first}, {"t": "b"}, {"t": "c"}]
+    budget = Budget(max_cost_usd=0.001, on_exceed="truncate_rows")
+    run = make_run(rows, prompt="{t}", budget=budget, prices=ONE_DOLLAR, assumed_output_tokens=1000)
+    over_budget(run, finish)
+    assert emulator.jobs_created == 0
+    assert not run.output.manifest.exists()
+
+
 @pytest.mark.parametrize("on_exceed", ["fail", "skip"])
 def test_a_budget_is_held_between_rounds_with_what_was_really_used(emulator, make_run, finish, on_exceed):
     emulator.faults = Faults(fail_keys={"1": RowError(13, "no luck")})
