@@ -69,15 +69,15 @@ class GeminiBatchDecoratedOperator(DecoratedOperator, GeminiBatchOperator):
             raise InvalidConfig(
                 "source cannot be used with @task.gemini_batch: what the function returns is the source."
             )
-        # A function that returns a mapping would else have its task's result, the manifest, taken apart.
-        kwargs["multiple_outputs"] = False
         super().__init__(
             python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, source=None, **kwargs
         )  # fmt: skip
         self._called = False
 
     def _run(self, context: Context) -> Run:
-        self._context = context
+        self._context: Any = context
+        for name, value in self.op_kwargs.items():  # as with @task: a map_index_template may name them
+            self._context.setdefault(name, value)
         return super()._run(context)
 
     def _open_source(self) -> FileSource | RecordSource:
@@ -161,8 +161,11 @@ def gemini_batch(python_callable: Callable[..., Any] | None = None, **kwargs: An
     Make a task of a function that returns or yields what is asked.
 
     The same as ``@task.gemini_batch``, which editors know nothing of; this one they do. The task's result is the manifest.
-    All parameters are those of :class:`GeminiBatchOperator`, but for ``source``.
+    All parameters are those of :class:`GeminiBatchOperator`, but for ``source``. With ``multiple_outputs=True`` each field
+    of the manifest is an XCom, too: ``letters()["counts"]``.
     """
+    # Not guessed from the function's annotations: the result is the manifest, not what the function returns.
+    kwargs["multiple_outputs"] = bool(kwargs.get("multiple_outputs"))
     return task_decorator_factory(
         python_callable=python_callable, decorated_operator_class=GeminiBatchDecoratedOperator, **kwargs
     )

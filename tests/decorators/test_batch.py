@@ -112,6 +112,38 @@ def test_it_can_be_mapped_and_takes_what_other_tasks_return(run_dag: Any, emulat
     assert [manifest["counts"]["ok"] for manifest in manifests.values()] == [2, 2]
 
 
+def test_each_field_of_the_manifest_is_an_xcom_where_several_are_asked_for(
+    run_dag: Any, emulator: Emulator, tmp_path: Path
+) -> None:
+    manifests = run_dag("""
+        @task.gemini_batch(**SETTINGS, multiple_outputs=True)
+        def ask() -> list[str]:
+            return ["one", "two"]
+
+        @task
+        def see(counts, files):
+            assert (counts["ok"], len(files)) == (2, 1)
+
+        asked = ask()
+        see(asked["counts"], asked["files"])
+        keep(asked)
+    """)
+    assert manifests["ask--1"]["rows"] == 2
+
+
+def test_the_names_of_mapped_tasks_may_come_from_what_the_function_is_called_with(
+    run_dag: Any, emulator: Emulator, tmp_path: Path
+) -> None:
+    run_dag("""
+        @task.gemini_batch(**SETTINGS, map_index_template="{{ city }}")
+        def ask(city):
+            return [city]
+
+        ask.expand(city=["Bonn", "Ulm"])
+    """)
+    assert texts_sent(tmp_path) == ["Bonn", "Ulm"]
+
+
 def test_the_typed_spelling_is_the_same_task(run_dag: Any, emulator: Emulator, tmp_path: Path) -> None:
     manifests = run_dag("""
         @gemini_batch(**SETTINGS)
