@@ -63,13 +63,12 @@ class BadRow(InvalidInput):
 class DuplicateKey(BadRow):
     """Two rows have the same key, so their answers could not be told apart."""
 
-    def __init__(self, *, key: str, first: str, second: str) -> None:
+    def __init__(
+        self, *, key: str, first: str, second: str,
+        advice: str = "name another column in `key`, or leave `key` out to number the rows",
+    ) -> None:  # fmt: skip
         self.key, self.first, self.second = key, first, second
-        super().__init__(
-            second,
-            f"the key {key!r} was used before, at {first}. Keys must be unique: name another column in `key`, "
-            "or leave `key` out to number the rows.",
-        )
+        super().__init__(second, f"the key {key!r} was used before, at {first}. Keys must be unique: {advice}.")
 
 
 class UnknownColumn(InvalidInput):
@@ -202,7 +201,8 @@ class JobNotSucceeded(ServiceError):
 
     def __init__(self, *, job: str, state: str, detail: str = "") -> None:
         self.job, self.state, self.detail = job, state, detail
-        super().__init__(f"Batch job {job} ended as {state}{f': {detail}' if detail else ''}.")
+        why = f": {detail.removesuffix('.')}" if detail else ""
+        super().__init__(f"Batch job {job} ended as {state}{why}.")
 
 
 class JobStillRunning(ServiceError):

@@ -274,4 +274,5 @@ def _refuse_duplicates(attempt: Attempt, shards: list[Shard], suspects: set[int]
             if hash(key) in suspects:
                 where = f"{job}, row {number}"
                 if (first := seen.setdefault(key, where)) != where:
-                    raise DuplicateKey(key=row["key"], first=first, second=where)
+                    advice = "land the jobs apart, each into an output of its own"
+                    raise DuplicateKey(key=row["key"], first=first, second=where, advice=advice)

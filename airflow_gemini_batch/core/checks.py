@@ -10,8 +10,12 @@ from typing import Any
 from airflow_gemini_batch.core.limits import Limits
 from airflow_gemini_batch.exceptions import InvalidConfig
 
-Check = Callable[[str, Any], None]
-"""Takes the setting's name and its value. :raises InvalidConfig: it is something else than the setting takes."""
+Check = Callable[[str, Any], object]
+"""
+Takes the setting's name and its value; what it returns is not looked at.
+
+:raises InvalidConfig: it is something else than the setting takes.
+"""
 
 INCLUDED = ("safety_ratings", "citations", "grounding", "url_context", "function_calls", "code", "logprobs", "thoughts")
 """What ``reading.EXTRAS`` can find in a response."""
@@ -19,6 +23,12 @@ INCLUDED = ("safety_ratings", "citations", "grounding", "url_context", "function
 REDONE = ("blocked", "empty", "error", "invalid_output", "truncated")
 """Statuses that ``redo`` may name. A row that failed for a passing reason is sent again without that."""
 
+TITLED = "RETRIEVAL_DOCUMENT"
+TASK_TYPES = (
+    "SEMANTIC_SIMILARITY", "CLASSIFICATION", "CLUSTERING", TITLED, "RETRIEVAL_QUERY", "CODE_RETRIEVAL_QUERY",
+    "QUESTION_ANSWERING", "FACT_VERIFICATION",
+)  # fmt: skip
+"""https://ai.google.dev/api/embeddings#tasktype"""
 
 JOBS = "batches/"
 
@@ -72,6 +82,7 @@ def a(kind: type, takes: str) -> Check:
 
 
 text = a(str, "text")
+flag = a(bool, "True or False")
 seconds = number("a number of seconds above 0, or a timedelta", lambda value: value > 0)
 seconds_or_0 = number("a number of seconds, 0 or more, or a timedelta", lambda value: value >= 0)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from airflow_gemini_batch.core.checks import TASK_TYPES
 from airflow_gemini_batch.core.client import rest_config
 from airflow_gemini_batch.core.request_types import RANGES, trouble, vertex_only
 from airflow_gemini_batch.core.schema import OutputSchema
@@ -35,14 +36,6 @@ CLIENT_FIELDS = {
 
 EMBED_FIELDS = frozenset({"taskType", "title", "outputDimensionality"})
 """What a request for an embedding has beside its content (https://ai.google.dev/api/embeddings#EmbedContentRequest)."""
-
-TITLED = "RETRIEVAL_DOCUMENT"
-TASK_TYPES = (
-    "SEMANTIC_SIMILARITY", "CLASSIFICATION", "CLUSTERING", TITLED, "RETRIEVAL_QUERY", "CODE_RETRIEVAL_QUERY",
-    "QUESTION_ANSWERING", "FACT_VERIFICATION",
-)  # fmt: skip
-"""https://ai.google.dev/api/embeddings#tasktype"""
-
 
 NOT_SEARCHED = {"responseSchema", "response_schema", "responseJsonSchema", "response_json_schema", "tools"}
 """Fields of the config whose texts may look like a place and are none."""

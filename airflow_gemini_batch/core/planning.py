@@ -26,9 +26,10 @@ from airflow_gemini_batch.core.names import Slot, wire_key
 from airflow_gemini_batch.core.parquet import RowBatch
 from airflow_gemini_batch.core.plan import Plan, Round, Shard, digest
 from airflow_gemini_batch.core.reckoning import PROBE, count_sample
-from airflow_gemini_batch.core.requests import RequestBuilder
+from airflow_gemini_batch.core.requests import EMBEDDING_SETTINGS, RequestBuilder
 from airflow_gemini_batch.core.rows import Row, read_rows, read_source, rows_of
 from airflow_gemini_batch.core.shards import KeyCheck, Piece, read_rows_file, write_shards
+from airflow_gemini_batch.core.spelling import snake
 from airflow_gemini_batch.core.submitting import resolve
 from airflow_gemini_batch.core.table import Table
 from airflow_gemini_batch.core.wording import counted
@@ -98,8 +99,7 @@ def _to_be_replaced(run: Run, plan: Plan) -> bool:
     retyped = [f"type of {name}" for name, kind in run.spec.types.items() if plan.keep_types.get(name, kind) != kind]
     if plan.digest == digest(wanted) and not retyped:
         return False
-    differ = [name for name in wanted.keys() | plan.spec.keys() if wanted.get(name) != plan.spec.get(name)]
-    changed = ", ".join(sorted(differ + retyped))
+    changed = ", ".join(sorted({*changed_settings(wanted, plan.spec), *retyped}))
     if run.policy.on_changed == "fail":
         raise SettingsChanged(
             f"The settings of {run.id} changed since it was planned at {plan.created_at}: {changed}. Set on_changed to "
@@ -107,6 +107,29 @@ def _to_be_replaced(run: Run, plan: Plan) -> bool:
         )
     log.warning('The settings changed (%s); on_changed="%s"', changed, run.policy.on_changed)
     return run.policy.on_changed == "resubmit"
+
+
+CALLED = EMBEDDING_SETTINGS | {
+    "system_instruction": "system_instruction", "label": "display_name", "fields": "priority or webhook_config",
+    "file": "requests", "inline": "requests", "names": "job",
+}  # fmt: skip
+"""Parts of a spec → what the user calls them; the other parts are of the config."""
+
+
+def changed_settings(wanted: Mapping[str, Any], planned: Mapping[str, Any]) -> Iterator[str]:
+    """What the user calls the settings in which two specs differ."""
+    for name in _differ(wanted, planned):
+        if name in ("template", "per_row", "job"):
+            for part in _differ(wanted.get(name) or {}, planned.get(name) or {}):
+                # A new schema is in the config, too, where the user has not put it.
+                if part != "generationConfig" or wanted.get("output_schema") == planned.get("output_schema"):
+                    yield CALLED.get(snake(part), "config")
+        else:
+            yield "text" if name == "prompt" and wanted["embeddings"] else name
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
 
 
 def finished(output: OutputDirectory, plan: Plan) -> Manifest | None:
@@ -144,7 +167,7 @@ def make_plan(run: Run, services: Services, number: int) -> Plan:
     # Before a long source is read, and again when it told what the kept columns hold.
     _check_table(run, dict.fromkeys(run.spec.keep, MIXED) | dict(run.spec.types), media=builder.asks_for_media)
     if builder.same_for_all:
-        log.warning("The prompt names no {column}: every row asks the same")
+        log.warning("The %s names no {column}: every row asks the same", run.spec.asks)
     if run.schema is not None and run.schema.checked_only:
         log.info("Checked when answers land, but not asked for: %s", ", ".join(run.schema.checked_only))
     keys, types = KeyCheck(), SeenTypes(run.spec.keep, run.spec.types)
@@ -250,7 +273,8 @@ def _refuse_duplicates(
             wanted = tuple(one // builder.per_source_row for one in (numbers[key], number))
             where = {one.number: one.where for one in read_rows(run.source(), builder.needed) if one.number in wanted}
             first, second = (where.get(one, f"row {one}") for one in wanted)
-            raise DuplicateKey(key=row["key"], first=first, second=second)
+            known = {"advice": "give each request a key of its own"} if run.spec.job else {}
+            raise DuplicateKey(key=row["key"], first=first, second=second, **known)
 
 
 def discard(work: WorkDirectory) -> None:

@@ -26,15 +26,16 @@ class Prompt:
     pieces: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str, name: str = "") -> Prompt:
+    def parse(cls, text: str, name: str = "", *, setting: str = "prompt") -> Prompt:
         """
         :param name: of one prompt among several.
+        :param setting: what the user calls it.
         :raises InvalidConfig: a brace is left over, nothing is asked, or the name cannot be used.
         """
-        said = f"prompt {name!r}" if name else "prompt"
+        said = f"{setting} {name!r}" if name else setting
         if name and not NAME.fullmatch(name):
             raise InvalidConfig(
-                f"The prompt name {name!r} has other signs than letters, digits, '_', '-' and '.', or over 40."
+                f"The {setting} name {name!r} has other signs than letters, digits, '_', '-' and '.', or over 40."
             )
         if not isinstance(text, str):
             raise InvalidConfig(f"{said} is {text!r}; it takes text with {{column}} places.")

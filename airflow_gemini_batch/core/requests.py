@@ -29,7 +29,8 @@ MEDIA_MODELS = ("-image", "-tts", "nano-banana")
 MOST_CACHES = 100
 """Cached contents of single requests that are looked up before a job is created."""
 
-NOTHING_TO_SEND = "the prompt is empty, so nothing was sent"
+EMBEDDING_SETTINGS = {"task_type": "task_type", "title": "title_column", "output_dimensionality": "dimensions"}
+"""Field of the SDK's config → what the embeddings operator calls it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Spec:
     output_schema: Mapping[str, Any] | None = None
     fallbacks: tuple[str, ...] = ()
     job: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asks(self) -> str:
+        """What the user calls the text that a row is asked."""
+        return "text" if self.embeddings else "prompt"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -119,8 +125,8 @@ class RequestBuilder:
             spec.prompt if isinstance(spec.prompt, Mapping) else {"": spec.prompt} if spec.prompt is not None else {}
         )
         if self._named and not prompts:
-            raise InvalidConfig("prompt is an empty mapping; give at least one prompt under a name.")
-        self._prompts = [(name or None, Prompt.parse(text, name)) for name, text in prompts.items()]
+            raise InvalidConfig(f"{spec.asks} is an empty mapping; give at least one {spec.asks} under a name.")
+        self._prompts = [(name or None, Prompt.parse(text, name, setting=spec.asks)) for name, text in prompts.items()]
         self.caches: dict[str, None] = {}
         """Cached contents that single requests built so far name, the first :data:`MOST_CACHES` of them."""
         self._per_row = PerRow(spec.template, spec.per_row, embeddings=spec.embeddings)
@@ -131,11 +137,13 @@ class RequestBuilder:
         )
         needed: dict[str, str] = {}
         for _, prompt in self._prompts:
-            needed |= dict.fromkeys(prompt.columns, "prompt")
+            needed |= dict.fromkeys(prompt.columns, spec.asks)
         for name in spec.media:
             needed.setdefault(name, "media")
         for field_name, column in spec.per_row.items():
-            needed.setdefault(column, f"config.{field_name}")
+            needed.setdefault(
+                column, EMBEDDING_SETTINGS[snake(field_name)] if spec.embeddings else f"config.{field_name}"
+            )
         if spec.key is not None:
             needed.setdefault(spec.key, "key")
         for name in spec.keep:
@@ -215,7 +223,7 @@ class RequestBuilder:
             text = prompt.fill(row.values) if prompt else self._bare_text(row)
             # A prompt without places is no reason to ask when the media that it speaks of are not there.
             if not text.strip() or (self._spec.media and not media and not (prompt and prompt.columns)):
-                return Request(key, b"", keep, NOTHING_TO_SEND, name)
+                return Request(key, b"", keep, f"the {self._spec.asks} is empty, so nothing was sent", name)
             parts = b'{"text":' + orjson.dumps(text) + b"}"
             if media:
                 files = [{"fileData": {"fileUri": uri} | ({"mimeType": kind} if kind else {})} for uri, kind in media]
@@ -305,9 +313,14 @@ class RequestBuilder:
     def _bare_text(self, row: Row) -> str:
         text = row.values.get(TEXT_COLUMN)
         if (text is not None and not isinstance(text, str)) or row.values.keys() - row.partitions != {TEXT_COLUMN}:
+            columns, asks = ", ".join(map(repr, row.values)), self._spec.asks
+            if self._spec.job:
+                raise InvalidConfig(
+                    f'{row.where}: a request is {{"key": ..., "request": {{...}}}}, or a text; this one has {columns}.'
+                )
             raise InvalidConfig(
-                f"{row.where}: without a prompt, rows must be strings or ready-made requests, but this one has the columns "
-                f"{', '.join(map(repr, row.values))}. Give a prompt with {{column}} places."
+                f"{row.where}: without a {asks}, rows must be strings or ready-made requests, but this one has the columns "
+                f"{columns}. Give a {asks} with {{column}} places."
             )
         return text or ""
 

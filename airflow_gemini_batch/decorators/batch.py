@@ -75,9 +75,10 @@ class GeminiBatchDecoratedOperator(DecoratedOperator, GeminiBatchOperator):
         self._called = False
 
     def _run(self, context: Context) -> Run:
-        self._context: Any = context
+        names: Any = context
         for name, value in self.op_kwargs.items():  # as with @task: a map_index_template may name them
-            self._context.setdefault(name, value)
+            names.setdefault(name, value)
+        self._context = context
         return super()._run(context)
 
     def _open_source(self) -> FileSource | RecordSource:

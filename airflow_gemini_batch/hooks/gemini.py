@@ -108,6 +108,7 @@ class GeminiHook(BaseHook):
         """Make one cheap authenticated call; returns whether it worked, and in words what is wrong."""
         try:
             with closing(self.client) as client:
+                _ = self.prices  # no call needs them, but every task reads them
                 client.test()
         except InvalidConfig as e:
             return False, str(e)

@@ -16,6 +16,7 @@ from airflow_gemini_batch.core.checks import (
     Check,
     a,
     a_place,
+    flag,
     names,
     or_none,
     refused,
@@ -60,7 +61,8 @@ def check_given(task: Any, checks: Mapping[str, Check]) -> None:
         check_settings(task, checks, running=False)
 
 
-ATTRIBUTES = {"output": "output_uri", "task_type": "embedding_task"}
+ATTRIBUTES = {"output": "output_uri", "text": "prompt", "task_type": "embedding_task", "dry_run": "only_look"}
+"""Parameter → attribute, where they differ."""
 
 
 def _model(name: str, value: Any) -> None:
@@ -107,9 +109,9 @@ def _prompt(name: str, value: Any) -> None:
     if not isinstance(value, str | Mapping):
         raise refused(name, value, "text with {column} places, or a mapping of names to such texts")
     if isinstance(value, Mapping) and not value:
-        raise InvalidConfig("prompt is an empty mapping; give at least one prompt under a name.")
+        raise InvalidConfig(f"{name} is an empty mapping; give at least one {name} under a name.")
     for key, one in value.items() if isinstance(value, Mapping) else [("", value)]:
-        Prompt.parse(one, key)
+        Prompt.parse(one, key, setting=name)
 
 
 def _instruction(name: str, value: Any) -> None:
@@ -166,6 +168,9 @@ CHECKS: dict[str, Check] = {
     "table": or_none(_table),
     "prices": or_none(_prices),
     "poll_interval": seconds,
+    "include_raw": flag,
+    "deferrable": flag,
+    "cancel_on_kill": flag,
     "gemini_conn_id": text,
     "max_rounds": or_none(BEHAVIOUR["max_rounds"]),
     "limits": or_none(BEHAVIOUR["limits"]),

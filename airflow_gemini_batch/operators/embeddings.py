@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_gemini_batch.core.checks import Check, or_none, refused
+from airflow_gemini_batch.core.checks import TASK_TYPES, TITLED, Check, or_none, refused
 from airflow_gemini_batch.core.checks import text as a_text
 from airflow_gemini_batch.exceptions import InvalidConfig
+from airflow_gemini_batch.failures import failing_fast
 from airflow_gemini_batch.operators.batch import GeminiBatchOperator
-from airflow_gemini_batch.operators.checking import check_given
+from airflow_gemini_batch.operators.checking import CHECKS, check_given, is_open
 
 if TYPE_CHECKING:
     from airflow_gemini_batch.core.requests import Spec
     from airflow_gemini_batch.core.schema import OutputSchema
 
 
-def _dimensions(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | str):
+PLACE = re.compile(r"\{[^{}]*[^{}\s][^{}]*\}")
+
+
+def _task_type(name: str, value: Any) -> None:
+    if value and not (isinstance(value, str) and (value in TASK_TYPES or PLACE.fullmatch(value))):
+        raise refused(name, value, f'{", ".join(TASK_TYPES)}, or "{{column}}"')
+
+
+def _dimensions(name: str, value: Any) -> None:
+    if value == "" or (isinstance(value, str) and PLACE.fullmatch(value)):
+        return
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise refused(name, value, 'a whole number of 1 or more, or "{column}"')
 
 
@@ -42,8 +55,10 @@ class GeminiBatchEmbeddingsOperator(GeminiBatchOperator):
         "dimensions",
     )
 
+    _checks: ClassVar[Mapping[str, Check]] = {name: check for name, check in CHECKS.items() if name != "prompt"}
     _own_checks: ClassVar[Mapping[str, Check]] = {
-        "task_type": or_none(a_text),
+        "text": CHECKS["prompt"],
+        "task_type": or_none(_task_type),
         "title_column": or_none(a_text),
         "dimensions": or_none(_dimensions),
     }
@@ -65,18 +80,24 @@ class GeminiBatchEmbeddingsOperator(GeminiBatchOperator):
         self.title_column = title_column
         self.dimensions = dimensions
         check_given(self, self._own_checks)
+        if not is_open([task_type, title_column]):
+            with failing_fast():
+                self._check_title()
+
+    def _check_title(self) -> None:
+        if self.title_column and self.embedding_task != TITLED:
+            raise InvalidConfig(f"title_column goes with task_type={TITLED!r} only, not with {self.embedding_task!r}.")
 
     def _spec(self, schema: OutputSchema | None) -> Spec:
         from dataclasses import replace
 
-        from airflow_gemini_batch.core.config import TITLED, embed_template, split_places
+        from airflow_gemini_batch.core.config import embed_template, split_places
 
         config = {
             "task_type": self.embedding_task or None,
             "title": f"{{{self.title_column}}}" if self.title_column else None,
             "output_dimensionality": self.dimensions if self.dimensions != "" else None,
         }
-        if self.title_column and self.embedding_task != TITLED:
-            raise InvalidConfig(f"title_column goes with task_type={TITLED!r} only, not with {self.embedding_task!r}.")
+        self._check_title()
         fields, per_row = split_places(config)
         return replace(super()._spec(None), template=embed_template(fields), per_row=per_row, embeddings=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_gemini_batch import settings
-from airflow_gemini_batch.core.checks import a_job, job_names, whole
+from airflow_gemini_batch.core.checks import Check, a_job, flag, job_names, refused, whole
+from airflow_gemini_batch.core.jobs import PHASE_OF_STATE, bare_state
 from airflow_gemini_batch.exceptions import InvalidConfig
 from airflow_gemini_batch.failures import failing_fast
 from airflow_gemini_batch.links.batch import GeminiJobLink, job_url, push
@@ -64,7 +65,7 @@ class _OnJobs(_AtTheService):
         super().__init__(**kwargs)
         self.job = job
         self.missing_ok = missing_ok
-        check_given(self, {"job": a_job})
+        check_given(self, {"job": a_job, "missing_ok": flag})
 
     def execute(self, context: Context) -> Any:
         from airflow_gemini_batch.core.ends import find
@@ -145,6 +146,7 @@ class GeminiDeleteBatchJobOperator(_OnJobs):
     def __init__(self, *, files: bool = False, missing_ok: bool = True, **kwargs: Any) -> None:
         super().__init__(missing_ok=missing_ok, **kwargs)
         self.files = files
+        check_given(self, {"files": flag})
 
     def _on(self, client: Client, job: Job) -> dict[str, object]:
         from airflow_gemini_batch.core.ends import facts
@@ -191,18 +193,14 @@ class GeminiListBatchJobsOperator(_AtTheService):
         self.newer_than = newer_than
         self.ours_only = ours_only
         self.limit = limit
-        check_given(self, {"limit": whole(0)})
+        check_given(self, LISTING)
 
     def execute(self, context: Context) -> list[dict[str, object]]:
         from airflow_gemini_batch.core.ends import facts
-        from airflow_gemini_batch.core.jobs import PHASE_OF_STATE, bare_state
         from airflow_gemini_batch.core.steps import is_ours
 
         with self._client() as client:
-            given = (self.states,) if isinstance(self.states, str) else self.states
-            states = {bare_state(one.strip().upper()) for one in given if one.strip()}
-            if unknown := sorted(states - PHASE_OF_STATE.keys()):
-                raise InvalidConfig(f"states names {', '.join(unknown)}; it takes {', '.join(PHASE_OF_STATE)}.")
+            states = _named_states("states", self.states)
             before, after = _ago("older_than", self.older_than), _ago("newer_than", self.newer_than)
             found = [
                 job
@@ -249,6 +247,7 @@ class GeminiCleanUpFilesOperator(_AtTheService):
         self.only_look = dry_run  # BaseOperator has a method ``dry_run``
         self.files = files
         self.jobs = jobs
+        check_given(self, CLEANING)
 
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_gemini_batch.core.steps import find_leftovers
@@ -256,7 +255,7 @@ class GeminiCleanUpFilesOperator(_AtTheService):
         with self._client() as client:
             before = _ago("older_than", self.older_than)
             if before is None:
-                raise InvalidConfig("older_than is None; it takes an age in seconds, 0 or more.")
+                raise refused("older_than", self.older_than, AGE)
             left = find_leftovers(client, before=before, files=self.files, jobs=self.jobs)
             only_look = _is_true("dry_run", self.only_look)
             doing = "Would remove" if only_look else "Removing"
@@ -277,6 +276,9 @@ class GeminiCleanUpFilesOperator(_AtTheService):
         }
 
 
+AGE = "an age in seconds, 0 or more, or a timedelta"
+
+
 def _ago(setting: str, age: timedelta | float | str | None) -> float | None:
     """Unix time so long ago. :raises InvalidConfig: it is no age."""
     if age is None or age == "":
@@ -286,13 +288,34 @@ def _ago(setting: str, age: timedelta | float | str | None) -> float | None:
     except (TypeError, ValueError):
         seconds = -1.0
     if not seconds >= 0:
-        raise InvalidConfig(f"{setting} is {age!r}; it takes an age in seconds, 0 or more, or a timedelta.")
+        raise refused(setting, age, AGE)
     return time.time() - seconds
+
+
+def _an_age(name: str, value: Any) -> None:
+    if _ago(name, value) is None:
+        raise refused(name, value, AGE)
 
 
 def _is_true(setting: str, given: bool | str) -> bool:
     """A template gives text: ``"{{ params.dry_run }}"``."""
     word = str(given).strip().lower()
     if word not in ("true", "false"):
-        raise InvalidConfig(f"{setting} is {given!r}; it takes True or False.")
+        raise refused(setting, given, "True or False")
     return word == "true"
+
+
+def _named_states(setting: str, given: Any) -> set[str]:
+    names = (given,) if isinstance(given, str) else given if given is not None else ()
+    if not isinstance(names, Iterable) or not all(isinstance(one, str) for one in names):
+        raise refused(setting, given, "a state, or a list of states")
+    states = {bare_state(one.strip().upper()) for one in names if one.strip()}
+    if unknown := sorted(states - PHASE_OF_STATE.keys()):
+        raise InvalidConfig(f"{setting} names {', '.join(unknown)}; it takes {', '.join(PHASE_OF_STATE)}.")
+    return states
+
+
+LISTING: dict[str, Check] = {
+    "states": _named_states, "older_than": _ago, "newer_than": _ago, "ours_only": flag, "limit": whole(0),
+}  # fmt: skip
+CLEANING: dict[str, Check] = {"older_than": _an_age, "dry_run": _is_true, "files": flag, "jobs": flag}

@@ -5,32 +5,33 @@ The steps of a batch apart: prepare, upload, create, land. Each is safe to retry
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_gemini_batch import settings
-from airflow_gemini_batch.core.checks import (
-    Check,
-    a_job,
-    a_place,
-    as_seconds,
-    job_names,
-    or_none,
-    refused,
-    seconds_or_0,
-    text,
-)
+from airflow_gemini_batch.core.checks import Check, a_job, as_seconds, job_names, or_none
 from airflow_gemini_batch.exceptions import InvalidConfig
 from airflow_gemini_batch.failures import failing_fast
 from airflow_gemini_batch.links.batch import GeminiJobLink, GeminiOutputLink, job_url, push, push_place
 from airflow_gemini_batch.operators.batch import GeminiBatchOperator, run_id_of
-from airflow_gemini_batch.operators.checking import CHECKS, check_given, check_settings, is_open, one_model, rows
+from airflow_gemini_batch.operators.checking import check_given, check_settings, is_open
 from airflow_gemini_batch.operators.records import as_data, as_uri
+from airflow_gemini_batch.operators.step_checks import (
+    CREATES,
+    CREATING,
+    LANDING,
+    PREPARING,
+    UPLOADS,
+    check_takes,
+    rows_files,
+    uploaded_name,
+    webhook,
+    without,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -41,69 +42,6 @@ if TYPE_CHECKING:
 
 INLINE_BYTES = 19_000_000
 """Most bytes of requests in one create: the API takes 20 MB for the whole call, and there is a little around them."""
-
-
-def _only(takes: frozenset[str], given: Mapping[str, Any], step: str) -> None:
-    """:raises InvalidConfig: a parameter of the whole operator that would be passed over, such as a budget."""
-    known = inspect.signature(GeminiBatchOperator.__init__).parameters.keys() - {"self", "kwargs"}
-    if useless := sorted((known - takes) & given.keys()):
-        raise InvalidConfig(f"{', '.join(useless)} cannot be used to {step}.")
-
-
-PREPARING = frozenset({
-    "model", "source", "output", "prompt", "system_instruction", "config", "output_schema", "key", "keep", "limits", "reuse",
-    "on_changed", "on_empty", "gemini_conn_id",
-})  # fmt: skip
-CREATING = frozenset({
-    "limits", "timeout", "on_timeout", "quota_timeout", "poll_interval", "reuse", "on_changed", "on_empty", "deferrable",
-    "cancel_on_kill", "gemini_conn_id",
-})  # fmt: skip
-LANDING = frozenset({
-    "output_schema", "table", "file_format", "include", "include_raw", "prices", "max_failed_ratio", "timeout",
-    "poll_interval", "reuse", "on_empty", "deferrable", "gemini_conn_id",
-})  # fmt: skip
-"""What each step takes of :class:`GeminiBatchOperator`'s parameters beside those that it names itself."""
-
-
-def _without(*names: str) -> dict[str, Check]:
-    """What the whole operator checks, without what a step does not take."""
-    return {name: check for name, check in CHECKS.items() if name not in names}
-
-
-def _requests(name: str, value: Any) -> None:
-    rows(name, value)
-    if isinstance(value, str) and value.startswith("file/"):
-        raise InvalidConfig(f"{name} is {value!r}. Did you mean {value.replace('file/', 'files/', 1)!r}?")
-
-
-def _rows_files(name: str, value: Any) -> None:
-    if isinstance(value, Mapping) or not isinstance(as_uri(value), Iterable):
-        raise refused(name, value, "the URI of a rows file, or a list of them")
-
-
-def _priority(name: str, value: Any) -> None:
-    try:
-        int(value or 0)
-    except (TypeError, ValueError) as e:
-        raise refused(name, value, "a whole number") from e
-
-
-def _webhook_config(name: str, config: Any) -> None:
-    if not isinstance(config, Mapping):
-        raise refused(name, config, 'a mapping, {"uris": [...], "user_metadata": {...}}')
-    if config:
-        _webhook(config)
-
-
-def _webhook(config: Mapping[str, Any]) -> dict[str, Any]:
-    """:raises InvalidConfig: it is not what the API takes."""
-    names = {"uris": "uris", "user_metadata": "userMetadata", "userMetadata": "userMetadata"}
-    uris = config.get("uris")
-    if unknown := sorted(config.keys() - names.keys()):
-        raise InvalidConfig(f"webhook_config has {', '.join(map(repr, unknown))}; it takes uris and user_metadata.")
-    if not isinstance(uris, list | tuple) or not uris or not all(str(uri).startswith("https://") for uri in uris):
-        raise InvalidConfig(f"webhook_config.uris is {uris!r}; it takes a list of https:// addresses.")
-    return {names[name]: list(value) if name == "uris" else dict(value) for name, value in config.items()}
 
 
 class GeminiPrepareRequestsOperator(GeminiBatchOperator):
@@ -124,7 +62,7 @@ class GeminiPrepareRequestsOperator(GeminiBatchOperator):
     _takes = PREPARING
 
     def __init__(self, **kwargs: Any) -> None:
-        _only(self._takes, kwargs, "prepare requests")
+        check_takes(self._takes, kwargs, "prepare requests")
         super().__init__(deferrable=False, **kwargs)
 
     def _advance(self, run: Run, services: Services, outcomes: Any, starting: bool) -> Any:
@@ -139,15 +77,6 @@ class GeminiPrepareRequestsOperator(GeminiBatchOperator):
             ti.xcom_push(key="rows", value=reached["rows"])
             ti.xcom_push(key="summary", value={name: reached[name] for name in ("model", "count", "unsent", "bytes")})
         return reached["requests"]
-
-
-UPLOADING: dict[str, Check] = {
-    "source": a_place,
-    "mime_type": or_none(text),
-    "display_name": or_none(text),
-    "fresh_for": seconds_or_0,
-    "gemini_conn_id": text,
-}
 
 
 class GeminiUploadFileOperator(BaseOperator):
@@ -186,7 +115,7 @@ class GeminiUploadFileOperator(BaseOperator):
         self.display_name = display_name
         self.fresh_for = as_seconds(fresh_for)
         self.gemini_conn_id = gemini_conn_id
-        check_given(self, UPLOADING)
+        check_given(self, UPLOADS)
 
     def execute(self, context: Context) -> dict[str, Any]:
         from airflow_gemini_batch.core.attempt import Services, utc
@@ -196,7 +125,7 @@ class GeminiUploadFileOperator(BaseOperator):
 
         with failing_fast():
             self.source = as_uri(self.source)
-            check_settings(self, UPLOADING, running=True)
+            check_settings(self, UPLOADS, running=True)
             wanted = Upload(resolve(self.source), self.mime_type or None, self.display_name or None, self.fresh_for)
             services = Services(GeminiHook(self.gemini_conn_id).client)
             try:
@@ -220,14 +149,15 @@ class GeminiCreateBatchJobOperator(GeminiBatchOperator):
 
     The job is created once, whatever dies: what was sent and which job it became is on record in ``ledger``, and a create
     whose reply was lost is looked for by its display name before another is sent. A retry and a clear return the same job.
-    The URI of its rows file (the keys that were sent) is the XCom ``rows``, for the land step. Of
+    The URI of its rows file (the keys that were sent; ``""`` for an upload) is the XCom ``rows``, for the land step. Of
     :class:`GeminiBatchOperator`'s parameters it takes ``limits`` (by default what the API takes in one job),
     ``quota_timeout``, ``on_changed``, ``on_empty``, ``poll_interval``, ``cancel_on_kill`` and ``gemini_conn_id``, and those
     named here.
 
     :param model: bare model name, e.g. ``"gemini-2.5-flash"``.
     :param requests: URI of a JSONL file of ``{"key", "request"}`` lines, which is checked and uploaded; ``"files/..."``, a
-        file that is uploaded already; or a list of such mappings, or of texts, which the create itself carries.
+        file that is uploaded already, or what the upload step returned of it; or a list of such mappings, or of texts, which
+        the create itself carries.
     :param ledger: URI of a directory for the record of what was sent. By default ``<requests>.gemini`` beside a file of
         requests, else ``[gemini_batch] ledger`` of Airflow's configuration. Each task instance has its own directory in it.
     :param display_name: for people; it follows the name that the job is found by. By default DAG and task.
@@ -248,15 +178,8 @@ class GeminiCreateBatchJobOperator(GeminiBatchOperator):
     _embeddings = False
     _takes = CREATING
     _rows = "requests"
-    _checks: ClassVar[Mapping[str, Check]] = _without("model", "source", "output")
-    _own_checks: ClassVar[Mapping[str, Check]] = {
-        "model": one_model,
-        "requests": _requests,
-        "ledger": or_none(a_place),
-        "display_name": or_none(text),
-        "priority": or_none(_priority),
-        "webhook_config": or_none(_webhook_config),
-    }
+    _checks: ClassVar[Mapping[str, Check]] = without("model", "source", "output")
+    _own_checks: ClassVar[Mapping[str, Check]] = CREATES
 
     def __init__(
         self,
@@ -270,9 +193,9 @@ class GeminiCreateBatchJobOperator(GeminiBatchOperator):
         wait: bool = False,
         **kwargs: Any,
     ) -> None:
-        _only(self._takes, kwargs, "create a job")
+        check_takes(self._takes, kwargs, "create a job")
         super().__init__(model=model, source=None, output="", **kwargs)
-        self.requests = as_data(as_uri(requests))
+        self.requests = as_data(uploaded_name(as_uri(requests)))
         self.ledger: str | None = as_uri(settings.ledger(ledger))
         self.display_name = display_name
         self.priority = priority
@@ -284,7 +207,8 @@ class GeminiCreateBatchJobOperator(GeminiBatchOperator):
                 self._home()
 
     def _run(self, context: Context) -> Run:
-        self.source = self.requests = as_uri(self.requests)  # another task may have returned a path
+        # Another task may have returned a path, or what an upload returns.
+        self.source = self.requests = uploaded_name(as_uri(self.requests))
         self.ledger = as_uri(self.ledger)
         self.output_uri = self._ledger(context)
         return super()._run(context)
@@ -320,7 +244,7 @@ class GeminiCreateBatchJobOperator(GeminiBatchOperator):
         if self.priority not in (None, ""):
             fields["priority"] = int(self.priority)
         if self.webhook_config:
-            fields["webhookConfig"] = _webhook(self.webhook_config)
+            fields["webhookConfig"] = webhook(self.webhook_config)
         return Spec(
             model=self._models()[0], embeddings=self._embeddings, job=job | ({"fields": fields} if fields else {})
         )
@@ -350,8 +274,8 @@ class GeminiCreateBatchJobOperator(GeminiBatchOperator):
     def _done(self, context: Context, run: Run, reached: Any) -> Any:
         push(context, GeminiJobLink, job_url(reached.job))
         ti: Any = context["ti"]
-        if reached.rows is not None and hasattr(ti, "xcom_push"):
-            ti.xcom_push(key="rows", value=reached.rows)
+        if hasattr(ti, "xcom_push"):
+            ti.xcom_push(key="rows", value=reached.rows or "")
         return reached.job
 
 
@@ -386,8 +310,8 @@ class GeminiLandResultsOperator(GeminiBatchOperator):
         "job", "output_uri", "rows", "table", "reuse", "on_changed", "gemini_conn_id",
     )  # fmt: skip
     template_fields_renderers = {}  # noqa: RUF012 - Airflow's own form
-    _checks: ClassVar[Mapping[str, Check]] = _without("model", "source")
-    _own_checks: ClassVar[Mapping[str, Check]] = {"job": a_job, "rows": or_none(_rows_files)}
+    _checks: ClassVar[Mapping[str, Check]] = without("model", "source")
+    _own_checks: ClassVar[Mapping[str, Check]] = {"job": a_job, "rows": or_none(rows_files)}
     _takes = LANDING
 
     def __init__(
@@ -400,7 +324,7 @@ class GeminiLandResultsOperator(GeminiBatchOperator):
         on_changed: str = "resubmit",
         **kwargs: Any,
     ) -> None:
-        _only(self._takes, kwargs, "land results")
+        check_takes(self._takes, kwargs, "land results")
         # Jobs may be somebody else's: they are never cancelled. Landing anew pays nothing, so changed settings just apply.
         super().__init__(
             model="", source=None, output=output, delete_remote=delete_remote, on_changed=on_changed, on_timeout="leave",

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from airflow_gemini_batch.core.prompts import Prompt
-from airflow_gemini_batch.core.requests import NOTHING_TO_SEND, RequestBuilder, Spec, overridden
+from airflow_gemini_batch.core.requests import RequestBuilder, Spec, overridden
 from airflow_gemini_batch.core.rows import Row
 from airflow_gemini_batch.exceptions import BadRow, InvalidConfig, UnknownColumn
 
@@ -131,7 +131,7 @@ def test_a_prompt_without_places_is_told_apart():
 @pytest.mark.parametrize("values", [{"a": "", "b": None}, {"a": " \n", "b": ""}, {"a": None, "b": None}])
 def test_a_row_with_nothing_in_its_places_is_not_sent_and_not_paid(values):
     request = build(values | {"c": 1}, prompt="Sum up {a} and {b}", keep=("c",))
-    assert (request.line, request.unsent, request.keep) == (b"", NOTHING_TO_SEND, {"c": 1})
+    assert (request.line, request.unsent, request.keep) == (b"", "the prompt is empty, so nothing was sent", {"c": 1})
 
 
 def test_a_row_with_one_place_filled_is_sent():
@@ -221,7 +221,7 @@ def test_a_request_of_exactly_the_limit_is_fine():
 
 def test_bare_strings_are_prompts():
     assert text_of({"text": "hello"}) == "hello"
-    assert build({"text": "  "}).unsent == NOTHING_TO_SEND
+    assert build({"text": "  "}).unsent == "the prompt is empty, so nothing was sent"
 
 
 def test_columns_without_a_prompt_are_an_error_that_says_what_to_give():

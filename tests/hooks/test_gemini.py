@@ -66,6 +66,15 @@ def test_a_connection_that_cannot_work_says_why(
     assert hook.test_connection()[0] is False
 
 
+@pytest.mark.parametrize(("prices", "said"), [("{", "prices is no JSON"), ({"m": 5}, "'m'] is 5")])
+def test_the_connection_test_names_prices_that_no_task_could_read(
+    emulator: Any, monkeypatch: pytest.MonkeyPatch, prices: Any, said: str
+) -> None:
+    hook = connect(monkeypatch, host=emulator.url, password="k", extra={"prices": prices})
+    worked, told = hook.test_connection()
+    assert (worked, said in told) == (False, True), told
+
+
 def test_both_ways_in_give_the_same_account(connection: str) -> None:
     assert asyncio.run(GeminiHook().aaccount()) == GeminiHook().account
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from airflow_gemini_batch.core.shards import Limits
 from airflow_gemini_batch.emulator import Faults
-from airflow_gemini_batch.exceptions import InvalidConfig
+from airflow_gemini_batch.exceptions import InvalidConfig, InvalidInput, SettingsChanged
 from airflow_gemini_batch.operators.embeddings import GeminiBatchEmbeddingsOperator
 
 from ..conftest import landed, run_operator, task_context
@@ -216,15 +216,29 @@ def test_ready_made_embedding_lines_are_checked_for_their_own_dimensions(embed, 
     ("settings", "said"),
     [
         ({"task_type": "SEARCH"}, "task_type is 'SEARCH'"),
-        ({"dimensions": 0}, "number of dimensions is 0"),
+        ({"dimensions": 0}, "dimensions is 0"),
         ({"title_column": "text"}, "title_column goes with"),
-        ({"dimensions": "many"}, "output_dimensionality|outputDimensionality"),
+        ({"dimensions": "many"}, "dimensions is 'many'"),
     ],
 )
 def test_settings_that_embeddings_do_not_have_are_named(embed, emulator, settings, said):
     with pytest.raises(Exception, match=said):
         embed(source=REVIEWS, text="{text}", **settings)
     assert emulator.jobs_created == 0
+
+
+def test_errors_about_embeddings_name_their_own_parameters(embed, emulator):
+    for settings, said in [
+        ({"text": "{txt}"}, "^text names the column 'txt'"),
+        ({"text": "{text}", "dimensions": "{dims}"}, "^dimensions names the column 'dims'"),
+        ({}, "without a text, rows must be strings .* Give a text with"),
+    ]:
+        with pytest.raises(InvalidInput, match=said):
+            embed(source=REVIEWS, key="id", **settings)
+    rows = landed(embed(source=[{"id": 1, "text": " "}, {"id": 2, "text": "x"}], text="{text}", key="id"))
+    assert rows[0]["error_message"] == "the text is empty, so nothing was sent"
+    with pytest.raises(SettingsChanged, match=r": dimensions, text\. Set on_changed"):
+        embed(source=[{"id": 2, "text": "x"}], text="a {text}", key="id", dimensions=8)
 
 
 def test_prompts_do_not_go_with_embeddings():

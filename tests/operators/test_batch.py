@@ -424,6 +424,20 @@ def test_changed_settings_are_refused_kept_or_resubmitted(batch: Any, emulator: 
     assert emulator.jobs_created == 2
 
 
+def test_what_changed_is_told_by_the_names_of_the_parameters(batch: Any, emulator: Any) -> None:
+    batch(source=REVIEWS, prompt="{text}", key="id")
+    for changed, named in [
+        ({"config": {"temperature": 0.5}}, "config"),
+        ({"config": {"temperature": "{stars}"}}, "config"),
+        ({"system_instruction": "Be brief."}, "system_instruction"),
+        ({"output_schema": int}, "output_schema"),
+        ({"keep": ["text"], "model": "gemini-2.5-pro"}, "keep, model"),
+    ]:
+        with pytest.raises(SettingsChanged, match=rf"Z: {named}\. Set on_changed"):
+            batch(**{"source": REVIEWS, "prompt": "{text}", "key": "id"} | changed)
+    assert emulator.jobs_created == 1
+
+
 def test_a_changed_source_cannot_change_what_was_planned(batch: Any, emulator: Any, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     write_jsonl(source)

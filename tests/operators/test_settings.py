@@ -16,13 +16,20 @@ from airflow_gemini_batch.core.reading import EXTRAS
 from airflow_gemini_batch.exceptions import InvalidConfig
 from airflow_gemini_batch.operators.batch import GeminiBatchOperator
 from airflow_gemini_batch.operators.embeddings import GeminiBatchEmbeddingsOperator
-from airflow_gemini_batch.operators.manage import GeminiListBatchJobsOperator
+from airflow_gemini_batch.operators.manage import (
+    GeminiCleanUpFilesOperator,
+    GeminiDeleteBatchJobOperator,
+    GeminiGetBatchJobOperator,
+    GeminiListBatchJobsOperator,
+)
 from airflow_gemini_batch.operators.steps import GeminiCreateBatchJobOperator, GeminiUploadFileOperator
+from airflow_gemini_batch.sensors.batch import GeminiBatchJobSensor
 
 from ..conftest import batch_operator, landed, run_operator
 
 ASK: dict[str, Any] = {"task_id": "t", "model": "m", "source": ["x"], "output": "out"}
 CREATE: dict[str, Any] = {"task_id": "t", "model": "m", "requests": "requests.jsonl"}
+WEBHOOK: dict[str, Any] = {"uris": ["https://x"]}
 
 
 # fmt: off
@@ -41,6 +48,7 @@ WRONG: list[tuple[str, Any]] = [
     ("timeout", 0), ("timeout", "48h"), ("timeout", None), ("timeout", float("nan")), ("pending_timeout", -1),
     ("quota_timeout", -1), ("assumed_output_tokens", "5"), ("prices", 5), ("budget", 5), ("limits", {"requests_per_job": 3}),
     ("table", "x"), ("config", 5), ("config", "x"), ("system_instruction", 5),
+    ("deferrable", "yes"), ("include_raw", "no"), ("cancel_on_kill", "False"),
     ("key", ["id", "text"]), ("output_schema", 5), ("output_schema", {"type": "strin"}), ("gemini_conn_id", None),
 ]
 # fmt: on
@@ -68,10 +76,32 @@ def test_a_setting_that_cannot_be_meant_is_refused_when_the_dag_file_is_read(nam
     (GeminiCreateBatchJobOperator, CREATE | {"requests": {"key": 1}}, "requests is one mapping"),
     (GeminiCreateBatchJobOperator, CREATE | {"requests": "file/abc"}, "Did you mean 'files/abc'"),
     (GeminiCreateBatchJobOperator, CREATE | {"model": ["a", "b"]}, "model is .* it takes one model"),
+    (GeminiCreateBatchJobOperator, CREATE | {"requests": "https://x/v1beta/files/abc"}, "Did you mean 'files/abc'"),
+    (GeminiCreateBatchJobOperator, CREATE | {"priority": 1.5}, "priority is 1.5"),
+    (GeminiCreateBatchJobOperator, CREATE | {"priority": True}, "priority is True"),
+    (GeminiCreateBatchJobOperator, CREATE | {"wait": "no"}, "wait is 'no'"),
+    (GeminiCreateBatchJobOperator, CREATE | {"webhook_config": WEBHOOK | {"user_metadata": "x"}}, "user_metadata is 'x'"),
     (GeminiBatchEmbeddingsOperator, ASK | {"dimensions": [5]}, "dimensions is"),
+    (GeminiBatchEmbeddingsOperator, ASK | {"dimensions": 0}, "dimensions is 0"),
+    (GeminiBatchEmbeddingsOperator, ASK | {"dimensions": "many"}, "dimensions is 'many'"),
+    (GeminiBatchEmbeddingsOperator, ASK | {"task_type": "SEARCH"}, "task_type is 'SEARCH'; it takes SEMANTIC_SIMILARITY"),
+    (GeminiBatchEmbeddingsOperator, ASK | {"title_column": "title"}, "title_column goes with"),
+    (GeminiBatchEmbeddingsOperator, ASK | {"text": "a {"}, "^text has a lone"),
+    (GeminiBatchEmbeddingsOperator, ASK | {"text": {}}, "^text is an empty mapping"),
+    (GeminiBatchEmbeddingsOperator, ASK | {"text": {"a": 5}}, "^text 'a' is 5"),
     (GeminiUploadFileOperator, {"task_id": "t", "source": None}, "source is None"),
     (GeminiUploadFileOperator, {"task_id": "t", "source": "x", "fresh_for": "12h"}, "fresh_for is '12h'"),
     (GeminiListBatchJobsOperator, {"task_id": "t", "limit": "5"}, "limit is '5'"),
+    (GeminiListBatchJobsOperator, {"task_id": "t", "states": ["RUNING"]}, "states names RUNING; it takes"),
+    (GeminiListBatchJobsOperator, {"task_id": "t", "states": 5}, "states is 5"),
+    (GeminiListBatchJobsOperator, {"task_id": "t", "newer_than": "soon"}, "newer_than is 'soon'"),
+    (GeminiCleanUpFilesOperator, {"task_id": "t", "older_than": None}, "older_than is None"),
+    (GeminiCleanUpFilesOperator, {"task_id": "t", "older_than": -1}, "older_than is -1"),
+    (GeminiCleanUpFilesOperator, {"task_id": "t", "older_than": 1, "dry_run": "maybe"}, "dry_run is 'maybe'"),
+    (GeminiCleanUpFilesOperator, {"task_id": "t", "older_than": 1, "jobs": "no"}, "jobs is 'no'"),
+    (GeminiDeleteBatchJobOperator, {"task_id": "t", "job": "batches/x", "files": "no"}, "files is 'no'"),
+    (GeminiGetBatchJobOperator, {"task_id": "t", "job": "batches/x", "missing_ok": 1}, "missing_ok is 1"),
+    (GeminiBatchJobSensor, {"task_id": "t", "job": "batches/x", "any_end": "no"}, "any_end is 'no'"),
 ])  # fmt: skip
 def test_the_other_operators_refuse_theirs_too(kind: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidConfig, match=said):
@@ -94,6 +124,11 @@ def test_what_only_the_run_can_tell_is_left_to_it() -> None:
             }
         )  # fmt: skip
         GeminiCreateBatchJobOperator(task_id="c", model=up(), requests=up(), priority="{{ p }}", webhook_config=up())
+        GeminiBatchEmbeddingsOperator(
+            **ASK | {"task_id": "e"}, text=up(), task_type="{{ t }}", title_column=up(), dimensions="{{ d }}"
+        )
+        GeminiCleanUpFilesOperator(task_id="f", older_than="{{ age }}", dry_run="{{ look }}")
+        GeminiListBatchJobsOperator(task_id="l", states="{{ states }}", older_than=up())
 
 
 @pytest.mark.parametrize("settings", [

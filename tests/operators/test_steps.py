@@ -17,6 +17,7 @@ from airflow_gemini_batch.exceptions import (
     JobFailed,
     JobNotSucceeded,
     JobStillRunning,
+    SettingsChanged,
     SourceUnreadable,
 )
 from airflow_gemini_batch.operators.steps import (
@@ -32,6 +33,9 @@ from ..conftest import landed, point_at, run_operator, task_context
 
 MODEL = "gemini-2.5-flash"
 REVIEWS = [{"id": f"r{n}", "text": f"Review {n}", "stars": n, "note": None} for n in range(5)]
+
+
+LINE = {"key": "a", "request": {"contents": [{"parts": [{"text": "x"}]}]}}
 
 
 class Ti:
@@ -166,6 +170,25 @@ def test_a_job_of_a_file_that_is_uploaded_already(steps: Any, emulator: Emulator
     assert [row["key"] for row in landed(steps.land(job))] == [f"r{n}" for n in range(5)]
 
 
+def test_what_an_upload_returned_may_be_given_to_the_create_and_its_rows_to_the_landing(
+    steps: Any, emulator: Emulator
+) -> None:
+    (requests,) = steps.prepare()["requests"]
+    file = run_operator(GeminiUploadFileOperator(task_id="upload", source=requests))
+    ti = Ti(task_id="create")
+    job = steps.create(file, {"ti": ti}, ledger=str(steps.home / "ledger"))
+    assert emulator.jobs[0].input_file == file["name"]
+    assert steps.land(job, rows=ti.pushed["rows"])["counts"]["ok"] == 5
+
+
+def test_what_changed_since_a_create_is_told_in_the_users_words(steps: Any, emulator: Emulator) -> None:
+    ledger = str(steps.home / "l")
+    steps.create(["x"], ledger=ledger)
+    with pytest.raises(SettingsChanged, match=r": display_name, model, priority or webhook_config\. Set"):
+        steps.create(["x"], ledger=ledger, model="gemini-2.5-pro", display_name="new", priority=1)
+    assert emulator.jobs_created == 1
+
+
 def test_a_list_travels_in_the_create_itself(steps: Any, emulator: Emulator) -> None:
     job = steps.create(["one", "two"], ledger=str(steps.home / "ledger"))
     assert (emulator.jobs[0].input_file, emulator.jobs[0].keys, emulator.files) == (None, ("0", "1"), [])
@@ -262,6 +285,8 @@ def test_a_job_that_takes_too_long_is_cancelled_or_left(
     ({"requests": ["x"], "ledger": "L", "webhook_config": {"uris": ["http://x"]}}, "https://"),
     ({"requests": ["x"], "ledger": "L", "webhook_config": {"url": "x"}}, "'url'"),
     ({"requests": [{"key": "a", "prompt": "x"}], "ledger": "L"}, "row 0"),
+    ({"requests": [{"contents": "x", "config": {}}], "ledger": "L"}, 'row 0: a request is {"key": ..., "request"'),
+    ({"requests": [LINE, LINE], "ledger": "L"}, "row 1: the key 'a' was used before, at row 0. .*give each request a key"),
     ({"requests": ["x", "y"], "ledger": "L", "limits": Limits(requests_per_job=1)}, "need 2 jobs"),
 ])  # fmt: skip
 def test_what_cannot_be_created_is_told_and_costs_nothing(
@@ -403,7 +428,7 @@ def test_a_job_that_is_not_there_is_told(steps: Any, job: Any, said: str) -> Non
 
 def test_two_jobs_with_the_same_keys_are_no_table(steps: Any, emulator: Emulator) -> None:
     jobs = [raw_job(emulator, [{"contents": "x", "metadata": {"key": "a"}}]) for _ in range(2)]
-    with pytest.raises(DuplicateKey, match="'a'"):
+    with pytest.raises(DuplicateKey, match=r"'a'.* land the jobs apart"):
         steps.land(jobs)
 
 
