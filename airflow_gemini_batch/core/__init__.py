@@ -2,9 +2,9 @@
 The batch itself, without Airflow. Read ``flow`` first; ``attempt`` is what all of it works on. One module per arrow:
 
 ``rows`` (``parquet``, ``source_columns``, ``exact``) → ``requests`` (``prompts``, ``per_row``, ``config``; ``readymade``,
-``request_types``, ``spelling``) → ``shards`` → commit ``plan`` → ``media`` → ``submitting`` (upload, claim, create, record in
-the ``ledger``) → ``waiting`` → ``collecting`` (``fetching``, ``downloading``) → ``answers`` (a line finds its row) →
-``reading`` (a line becomes a ``results.Result``) → ``table``, ``landing``, ``media_files`` → ``finishing``
+``request_types``, ``spelling``) → ``shards`` → commit ``plan`` → ``media`` (``media_uploads``) → ``submitting`` (upload,
+claim, create, record in the ``ledger``) → ``waiting`` → ``collecting`` (``fetching``, ``downloading``) → ``answers`` (a line
+finds its row) → ``reading`` (a line becomes a ``results.Result``) → ``table``, ``landing``, ``media_files`` → ``finishing``
 (``failures_file``, ``removing``) → ``manifest``.
 
 ``blocks`` (requests) and ``stretches``, ``plain_lines``, ``pairing`` (answers) do the plain cases by the column, ``ahead``

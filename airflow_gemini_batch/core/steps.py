@@ -18,8 +18,8 @@ from airflow_gemini_batch.core.attempt import Attempt, Run, Services, utc
 from airflow_gemini_batch.core.client import JSONL, Client
 from airflow_gemini_batch.core.ends import check_succeeded, look_at
 from airflow_gemini_batch.core.flow import Waiting
-from airflow_gemini_batch.core.media import LOOK_EVERY, PROCESSING_TAKES, find_or_upload
 from airflow_gemini_batch.core.media_types import media_type
+from airflow_gemini_batch.core.media_uploads import LOOK_EVERY, PROCESSING_TAKES, find_or_upload
 from airflow_gemini_batch.core.names import Slot, media_display_name, media_id
 from airflow_gemini_batch.core.patience import Patience
 from airflow_gemini_batch.core.plan import Plan, Round, Shard

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from airflow_gemini_batch.core import media
+from airflow_gemini_batch.core import media, media_uploads
 from airflow_gemini_batch.core.attempt import Attempt, Policy, Run, Services
 from airflow_gemini_batch.core.flow import Waiting, advance
 from airflow_gemini_batch.core.layout import OutputDirectory
@@ -322,7 +322,7 @@ def test_only_so_many_files_are_open_at_a_time(plan, finish, services, pictures)
 
     watched = Services(services.client, services.clock, services.sleep, Counted)
     assert finish(plan([asking(path.name, path) for path in paths]), watched).counts["ok"] == 30
-    assert 1 < most <= media.AT_ONCE
+    assert 1 < most <= media_uploads.AT_ONCE
 
 
 # What cannot be used
@@ -343,7 +343,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_one_bad_file_of_ten_costs_its_row_and_no_other(tmp_path, plan, finish, connect, pictures, monkeypatch, kind):
-    monkeypatch.setattr(media, "API_FILE_BYTES", 2000)
+    monkeypatch.setattr(media_uploads, "API_FILE_BYTES", 2000)
     name, content, reason = BAD[kind]
     bad = tmp_path / name
     if content is not None:
@@ -433,7 +433,7 @@ def test_a_slot_that_another_attempt_sent_meanwhile_is_not_settled_as_unsendable
         raise FileNotFoundError(uri)
 
     orphan = Services(services.client, services.clock, services.sleep, open_uri)
-    monkeypatch.setattr(media, "AT_ONCE", 1)
+    monkeypatch.setattr(media_uploads, "AT_ONCE", 1)
     reached = advance(run, orphan, starting=True)
     assert isinstance(reached, Waiting)
     assert reached.waits == others[0].waits

@@ -28,7 +28,7 @@ CORE = "airflow_gemini_batch.core."
 ROWS, SLOTS, PICTURES = 6, 3, 4
 
 POINTS: dict[str, tuple[Any, ...]] = {
-    "in the middle of reading media": (f"{CORE}media:_read", "after", 2),
+    "in the middle of reading media": (f"{CORE}media_uploads:_read", "after", 2),
     "before the first upload of media": (f"{CORE}client:Client.upload", "before"),
     "after an upload of media": (f"{CORE}client:Client.upload", "after", 2),
     "after the media, before what is sent is written": (f"{CORE}media:_write", "before"),
