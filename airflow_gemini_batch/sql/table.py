@@ -98,7 +98,7 @@ def _opened(table: SqlTable, columns: Mapping[str, str], keys: Sequence[str], ru
 
     if table.mode not in MODES:
         raise InvalidConfig(f"SqlTable has mode={table.mode!r}; it takes {', '.join(map(repr, MODES))}.")
-    load = Load(_parts(table.name), columns, tuple(keys), table.mode, run)
+    load = Load(parts_of(table.name), columns, tuple(keys), table.mode, run)
     hook = database(table.conn_id)
     kinds = ", ".join(f"{name} {kind}" for name, kind in columns.items())
     refused = f"The table {table.name} on {table.conn_id!r} was left as it was: the database refuses ({kinds})"
@@ -112,8 +112,12 @@ def _opened(table: SqlTable, columns: Mapping[str, str], keys: Sequence[str], ru
             raise
 
 
-def _parts(name: str) -> tuple[str, ...]:
-    """:raises InvalidConfig: the text names no table."""
+def parts_of(name: str) -> tuple[str, ...]:
+    """
+    Return a table's name and what stands before it, such as its schema.
+
+    :raises InvalidConfig: the text names no table.
+    """
     parts, rest = [], name.strip()
     while match := PART_OF_NAME.match(rest):
         parts.append(match[1].replace('""', '"') if match[1] else match[2])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +18,7 @@ from airflow_gemini_batch.exceptions import GeminiBatchError, RunFailed
 from airflow_gemini_batch.links.batch import LINKS, job_url, place_url
 from airflow_gemini_batch.operators.batch import GeminiBatchOperator
 from airflow_gemini_batch.sql.query import SqlQuery
+from airflow_gemini_batch.sql.table import SqlTable
 
 from ..conftest import batch_operator, point_at, run_operator, task_context
 
@@ -131,6 +135,39 @@ def test_lineage_tells_inputs_outputs_and_counts(connection: str, emulator: Emul
     assert (landed.namespace, landed.name) == ("file", f"{tmp_path}/out")
     assert landed.outputFacets["outputStatistics"].rowCount == 1
     assert told.run_facets["gemini_batch"].counts["ok"] == 1
+
+
+def test_lineage_names_tables_as_the_database_does(
+    connection: str, emulator: Emulator, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("airflow.providers.openlineage")
+    from airflow.providers.openlineage.sqlparser import DatabaseInfo
+    from airflow.providers.sqlite.hooks.sqlite import SqliteHook
+
+    with closing(sqlite3.connect(tmp_path / "w.db")) as warehouse, warehouse:
+        warehouse.execute("CREATE TABLE reviews (id TEXT, text TEXT)")
+        warehouse.execute("INSERT INTO reviews VALUES ('a', 'x')")
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps({"conn_type": "sqlite", "host": str(tmp_path / "w.db")}))
+    query = SqlQuery("SELECT id, text FROM reviews", "warehouse")
+    operator = batch_operator(tmp_path, source=query, prompt="{text}", key="id", table=SqlTable("answers", "warehouse"))
+    run_operator(operator)
+    told = operator.get_openlineage_facets_on_complete(None)
+    assert (told.inputs, len(told.outputs)) == ([], 1)  # SQLite's hook has no name for its database
+    assert told.job_facets["sql"].query == "SELECT id, text FROM reviews"
+
+    info = DatabaseInfo(scheme="postgres", authority="db:5432", database="shop")
+    monkeypatch.setattr(SqliteHook, "get_openlineage_database_info", lambda *_: info)
+    told = operator.get_openlineage_facets_on_complete(None)
+    assert [(one.namespace, one.name) for one in told.inputs] == [("postgres://db:5432", "shop.public.reviews")]
+    assert told.outputs[0].namespace == "file"
+    assert [(one.namespace, one.name) for one in told.outputs[1:]] == [("postgres://db:5432", "shop.public.answers")]
+
+    def away(*_: Any) -> Any:
+        raise ConnectionError("no way to the database")
+
+    monkeypatch.setattr(SqliteHook, "get_openlineage_default_schema", away)
+    told = operator.get_openlineage_facets_on_complete(None)
+    assert (told.inputs, len(told.outputs)) == ([], 1)
 
 
 @pytest.mark.parametrize(("uri", "dataset"), [
