@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from airflow_gemini_batch.operators.batch import GeminiBatchOperator
     from airflow_gemini_batch.operators.embeddings import GeminiBatchEmbeddingsOperator
     from airflow_gemini_batch.operators.estimate import GeminiEstimateCostOperator
+    from airflow_gemini_batch.operators.files import (
+        GeminiDeleteFileOperator,
+        GeminiGetFileOperator,
+        GeminiListFilesOperator,
+    )
     from airflow_gemini_batch.operators.manage import (
         GeminiCancelBatchJobOperator,
         GeminiCleanUpFilesOperator,
@@ -44,11 +49,14 @@ __all__ = [
     "GeminiCreateBatchJobOperator",
     "GeminiCreateEmbeddingsBatchJobOperator",
     "GeminiDeleteBatchJobOperator",
+    "GeminiDeleteFileOperator",
     "GeminiEstimateCostOperator",
     "GeminiGetBatchJobOperator",
+    "GeminiGetFileOperator",
     "GeminiHook",
     "GeminiLandResultsOperator",
     "GeminiListBatchJobsOperator",
+    "GeminiListFilesOperator",
     "GeminiPrepareRequestsOperator",
     "GeminiUploadFileOperator",
     "Limits",
@@ -69,10 +77,13 @@ _HOMES = {
     "GeminiCreateBatchJobOperator": "airflow_gemini_batch.operators.steps",
     "GeminiCreateEmbeddingsBatchJobOperator": "airflow_gemini_batch.operators.steps",
     "GeminiDeleteBatchJobOperator": "airflow_gemini_batch.operators.manage",
+    "GeminiDeleteFileOperator": "airflow_gemini_batch.operators.files",
     "GeminiGetBatchJobOperator": "airflow_gemini_batch.operators.manage",
+    "GeminiGetFileOperator": "airflow_gemini_batch.operators.files",
     "GeminiHook": "airflow_gemini_batch.hooks.gemini",
     "GeminiLandResultsOperator": "airflow_gemini_batch.operators.steps",
     "GeminiListBatchJobsOperator": "airflow_gemini_batch.operators.manage",
+    "GeminiListFilesOperator": "airflow_gemini_batch.operators.files",
     "GeminiPrepareRequestsOperator": "airflow_gemini_batch.operators.steps",
     "GeminiUploadFileOperator": "airflow_gemini_batch.operators.steps",
     "Limits": "airflow_gemini_batch.core.limits",

@@ -192,6 +192,10 @@ class NoSuchJob(ServiceError):
     status_code = 404
 
 
+class NoSuchFile(ServiceError):
+    """The service has no file of this name: it expired or was deleted, it is another project's, or it never was."""
+
+
 class JobNotSucceeded(ServiceError):
     """
     A job ended otherwise than hoped, and nobody has landed what there may be of it.

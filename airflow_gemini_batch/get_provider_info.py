@@ -31,6 +31,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_gemini_batch.operators.estimate",
                     "airflow_gemini_batch.operators.steps",
                     "airflow_gemini_batch.operators.manage",
+                    "airflow_gemini_batch.operators.files",
                 ],
             }
         ],

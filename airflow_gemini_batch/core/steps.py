@@ -321,7 +321,7 @@ def find_leftovers(client: Client, *, before: float, files: bool = True, jobs: b
     old = [
         file
         for file in (client.list_files() if files else ())
-        if file.name.startswith(f"files/{OURS}-") and file.created_at and file.created_at.timestamp() < before
+        if is_our_file(file.name) and file.created_at and file.created_at.timestamp() < before
     ]
     free = [file for file in old if _run_of(file.display_name) not in at_work]
     return Leftovers(
@@ -331,6 +331,10 @@ def find_leftovers(client: Client, *, before: float, files: bool = True, jobs: b
 
 def is_ours(display_name: str) -> bool:
     return display_name.startswith(f"{OURS}.")
+
+
+def is_our_file(name: str) -> bool:
+    return name.startswith(f"files/{OURS}-")
 
 
 def _run_of(display_name: str) -> str:

@@ -29,7 +29,7 @@ SHOWN = 50
 """Names listed in a clean-up's XCom value; the log has them all."""
 
 
-class _AtTheService(BaseOperator):
+class AtTheService(BaseOperator):
     """What these operators share: a connection and a look."""
 
     template_fields: Sequence[str] = ("gemini_conn_id",)
@@ -52,7 +52,7 @@ class _AtTheService(BaseOperator):
                 client.close()
 
 
-class _OnJobs(_AtTheService):
+class _OnJobs(AtTheService):
     """
     :param job: name of a job, ``batches/...``, or what a sensor returned; or a list of them.
     :param missing_ok: a job that is not there is no error; its ``state`` is then ``"GONE"``.
@@ -163,7 +163,7 @@ class GeminiDeleteBatchJobOperator(_OnJobs):
         return facts(job)
 
 
-class GeminiListBatchJobsOperator(_AtTheService):
+class GeminiListBatchJobsOperator(AtTheService):
     """
     List the jobs of the key's project, all pages, newest first; returns a list as :class:`GeminiGetBatchJobOperator` does.
 
@@ -201,7 +201,7 @@ class GeminiListBatchJobsOperator(_AtTheService):
 
         with self._client() as client:
             states = _named_states("states", self.states)
-            before, after = _ago("older_than", self.older_than), _ago("newer_than", self.newer_than)
+            before, after = ago("older_than", self.older_than), ago("newer_than", self.newer_than)
             found = [
                 job
                 for job in client.list_jobs()
@@ -215,7 +215,7 @@ class GeminiListBatchJobsOperator(_AtTheService):
         return [facts(job) for job in found[: self.limit]]
 
 
-class GeminiCleanUpFilesOperator(_AtTheService):
+class GeminiCleanUpFilesOperator(AtTheService):
     """
     Remove what this package left at the service: its uploads, and its jobs that have ended, once they are old enough.
 
@@ -253,7 +253,7 @@ class GeminiCleanUpFilesOperator(_AtTheService):
         from airflow_gemini_batch.core.steps import find_leftovers
 
         with self._client() as client:
-            before = _ago("older_than", self.older_than)
+            before = ago("older_than", self.older_than)
             if before is None:
                 raise refused("older_than", self.older_than, AGE)
             left = find_leftovers(client, before=before, files=self.files, jobs=self.jobs)
@@ -279,7 +279,7 @@ class GeminiCleanUpFilesOperator(_AtTheService):
 AGE = "an age in seconds, 0 or more, or a timedelta"
 
 
-def _ago(setting: str, age: timedelta | float | str | None) -> float | None:
+def ago(setting: str, age: timedelta | float | str | None) -> float | None:
     """Unix time so long ago. :raises InvalidConfig: it is no age."""
     if age is None or age == "":
         return None
@@ -293,7 +293,7 @@ def _ago(setting: str, age: timedelta | float | str | None) -> float | None:
 
 
 def _an_age(name: str, value: Any) -> None:
-    if _ago(name, value) is None:
+    if ago(name, value) is None:
         raise refused(name, value, AGE)
 
 
@@ -316,6 +316,6 @@ def _named_states(setting: str, given: Any) -> set[str]:
 
 
 LISTING: dict[str, Check] = {
-    "states": _named_states, "older_than": _ago, "newer_than": _ago, "ours_only": flag, "limit": whole(0),
+    "states": _named_states, "older_than": ago, "newer_than": ago, "ours_only": flag, "limit": whole(0),
 }  # fmt: skip
 CLEANING: dict[str, Check] = {"older_than": _an_age, "dry_run": _is_true, "files": flag, "jobs": flag}
