@@ -49,9 +49,10 @@ def announce(context: Any, outlets: Iterable[object], manifest: Mapping[str, Any
     if events is None:
         return
     from airflow.sdk import Asset
+    from airflow.sdk.definitions.asset import AssetRef
 
     for outlet in outlets:
-        if isinstance(outlet, Asset):
+        if isinstance(outlet, Asset | AssetRef):  # an alias alone names no asset
             events[outlet].extra |= {name: manifest[name] for name in SUMMARY}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import conf
-from airflow.sdk import Asset
+from airflow.sdk import Asset, AssetAlias
 
 from airflow_gemini_batch import settings
 from airflow_gemini_batch.emulator import Emulator, Faults
@@ -109,6 +109,15 @@ class ByAsset:
 
     def __getitem__(self, asset: Asset) -> Any:
         return next(value for one, value in self._items if one == asset)
+
+
+def test_an_outlet_may_be_named_by_a_reference(connection: str, emulator: Emulator, tmp_path: Any) -> None:
+    one, uri = Asset.ref(name="summaries"), Asset.ref(uri="s3://lake/other")
+    events = ByAsset((ref, SimpleNamespace(extra={})) for ref in (one, uri))
+    outlets = [AssetAlias("alias"), one, uri]
+    operator = batch_operator(tmp_path, source=ROWS, prompt="{text}", outlets=outlets)
+    run_operator(operator, {**task_context(), "outlet_events": events})
+    assert [events[ref].extra["rows"] for ref in (one, uri)] == [2, 2]
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
