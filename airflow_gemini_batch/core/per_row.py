@@ -43,7 +43,7 @@ class PerRow:
         """
         Return what follows a row's text.
 
-        A null leaves the field out: the model's default holds for this row.
+        A null, or a blank text, leaves the field out: the model's default holds for this row.
 
         :raises BadRow: a value cannot be used for its field.
         """
@@ -62,7 +62,7 @@ class PerRow:
     def _make(self, row: Row, values: tuple[Any, ...]) -> Tail:
         whole = dict(self._template)
         for (name, column), value in zip(self._places.items(), values, strict=True):
-            if is_null(value) or value == "":
+            if is_null(value) or (isinstance(value, str) and not value.strip()):
                 continue
             try:
                 whole = merged(whole, self._fragment(name, value))

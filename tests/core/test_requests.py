@@ -311,7 +311,7 @@ def test_a_null_is_no_key(value):
         build({"id": value, "text": "x"}, prompt="{text}", key="id")
 
 
-@pytest.mark.parametrize("value", [NAN, None, ""])
+@pytest.mark.parametrize("value", [NAN, None, "", " "])
 def test_a_null_leaves_a_setting_to_the_model(value):
     request = sent({"t": value, "text": "x"}, prompt="{text}", per_row={"temperature": "t"})["request"]
     assert "generationConfig" not in request
