@@ -194,6 +194,7 @@ def make_plan(run: Run, services: Services, number: int) -> Plan:
                 types.add_columns(*kept_columns(piece, run.spec.keep))
             else:
                 yield from one_by_one((piece,), types.add)
+        builder.left_out.tell()
 
     try:
         scale = count_sample(run, services)

@@ -5,7 +5,7 @@ Second step: a row becomes keyed requests; keys are stable. Knows the request's 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -19,7 +19,7 @@ from airflow_gemini_batch.core.per_row import PerRow
 from airflow_gemini_batch.core.prompts import Prompt, bytes_text, is_null, unsendable
 from airflow_gemini_batch.core.readymade import WRAPPER, check_request, meant_as_request, with_template
 from airflow_gemini_batch.core.rows import TEXT_COLUMN, Row
-from airflow_gemini_batch.core.source_columns import check_columns
+from airflow_gemini_batch.core.source_columns import LeftOut, check_columns
 from airflow_gemini_batch.core.spelling import snake
 from airflow_gemini_batch.exceptions import BadRow, InvalidConfig
 
@@ -149,6 +149,8 @@ class RequestBuilder:
         for name in spec.keep:
             needed.setdefault(name, "keep")
         self._needed = needed
+        self.left_out = LeftOut({} if self._prompts else needed)
+        """Of ready-made requests; rows that are read for a prompt have every column."""
         self._keyed: bool | None = None
         self._ready_made_so_far = False
         self.asks_for_media = any(sign in spec.model for sign in MEDIA_MODELS) or asks_for_media(dict(spec.template))
@@ -197,12 +199,13 @@ class RequestBuilder:
         :raises UnknownColumn: it lacks a column that the settings name.
         """
         values = row.values
+        if not self._prompts and (self._ready_made_so_far or meant_as_request(values)):
+            filled = self.left_out.filled(values, row.where)
+            yield self._ready_made(row if filled is values else replace(row, values=filled))
+            return
         for name in self._needed:
             if name not in values:
                 check_columns(self._needed, values, row.where)
-        if not self._prompts and (self._ready_made_so_far or meant_as_request(values)):
-            yield self._ready_made(row)
-            return
         if values.keys() == WRAPPER and "request" not in self._needed and isinstance(values["request"], Mapping):
             raise InvalidConfig(
                 f"{row.where} is a ready-made request, which the prompt would replace: leave prompt out."

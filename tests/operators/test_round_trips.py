@@ -283,6 +283,17 @@ def test_any_ready_made_request_is_answered_under_its_own_key(
     assert not kept or [row["note"] for row in rows] == [key[::-1] for key in requests]
 
 
+def test_a_ready_made_request_may_leave_a_kept_column_out_where_it_is_null(batch, tmp_path):
+    asking = {"contents": [{"parts": [{"text": "hello"}]}]}
+    lines = [{"key": "a", "request": asking}, {"key": "b", "request": asking, "note": "x"}]
+    source = written(lines, "jsonl", tmp_path)
+    rows = landed(batch(source=source, keep=["note"]))
+    assert [(row["key"], row["note"]) for row in rows] == [("a", None), ("b", "x")]
+    source = written(lines[:1], "jsonl", tmp_path)
+    with pytest.raises(Exception, match=r"keep names the column 'note', which .*:1 does not have"):
+        batch(task_context(run_id="run-2"), source=source, keep=["note"], output=str(tmp_path / "2"))
+
+
 @given(table=TABLES, file_format=st.sampled_from(FORMATS))
 @PROPERTY
 def test_any_text_has_its_own_vector_under_its_own_key(connection, tmp_path, table, file_format):
