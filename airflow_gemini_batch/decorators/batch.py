@@ -82,12 +82,13 @@ class GeminiBatchDecoratedOperator(DecoratedOperator, GeminiBatchOperator):
         return super()._run(context)
 
     def _open_source(self) -> FileSource | RecordSource:
+        from airflow_gemini_batch.core.parquet import is_table
         from airflow_gemini_batch.core.rows import RecordSource
 
         if not self._called:
             self._called = True
             self.source = self._call()
-        if isinstance(self.source, Iterator):
+        if isinstance(self.source, Iterator) and not is_table(self.source):
             # Read once and forgotten. Who asks again, to tell where a duplicate stood, is left with the rows' numbers.
             rows, self.source = self.source, []
             return RecordSource(rows)
@@ -98,9 +99,11 @@ class GeminiBatchDecoratedOperator(DecoratedOperator, GeminiBatchOperator):
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         asked = self.python_callable(*self.op_args, **kwargs)
+        from airflow_gemini_batch.core.parquet import is_table
         from airflow_gemini_batch.sql.query import SqlQuery
 
-        if isinstance(asked, str | bytes | Mapping) or not isinstance(asked, Iterable | SqlQuery):
+        several = isinstance(asked, Iterable | SqlQuery) or is_table(asked)
+        if isinstance(asked, str | bytes | Mapping) or not several:
             what = "nothing" if asked is None else f"one {type(asked).__name__}"
             raise InvalidConfig(
                 f"{self.python_callable.__name__} returned {what}; it returns or yields texts, rows (mappings) or requests."

@@ -95,7 +95,7 @@ def rows(name: str, value: Any) -> None:
                 f"{name} is a list as text ({value!r:.60}), which is what a template makes of one. Give the task's output "
                 f"itself, as in {name}=find_rows(), or set render_template_as_native_obj=True for the DAG."
             )
-    elif not isinstance(value, Records | Iterable):
+    elif not isinstance(value, Records | Iterable) and not hasattr(value, "__arrow_c_stream__"):
         from airflow_gemini_batch.sql.query import SqlQuery
 
         a(SqlQuery, SOURCE)(name, value)

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
@@ -168,6 +169,13 @@ def test_what_is_nothing_to_ask_is_told_and_not_paid(
     with pytest.raises(AirflowFailException, match="returned"):
         run_operator(decorated(tmp_path, lambda: returned))
     assert emulator.jobs_created == 0
+
+
+@pytest.mark.parametrize("make", [lambda table: table, lambda table: table.to_reader()], ids=["table", "reader"])
+def test_a_table_is_its_rows(connection: str, emulator: Emulator, tmp_path: Path, make: Any) -> None:
+    returned = make(pa.table({"id": ["a", "b"], "word": ["one", "two"]}))
+    rows = landed(run_operator(decorated(tmp_path, lambda: returned, prompt="Say {word}", key="id", keep=["word"])))
+    assert [(row["key"], row["word"]) for row in rows] == [("a", "one"), ("b", "two")]
 
 
 def test_no_rows_skip_the_task(connection: str, tmp_path: Path) -> None:
