@@ -8,6 +8,7 @@ shape of an answer are an error: asking for another shape would pay for answers 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,17 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "number": ("float", "double"),
 }
 """Formats that the API takes (https://ai.google.dev/api/caching#Schema)."""
+
+PATTERNS: dict[str, str] = {
+    "date": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$",
+    "time": "^[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})?$",
+    "duration": "^-?P[0-9YMWDTHS.]+$",
+    "uuid": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+    "email": "^[^@ ]+@[^@ ]+[.][^@ ]+$",
+    "uri": "^[A-Za-z][A-Za-z0-9+.-]*:[^ ]+$",
+    "ipv4": "^([0-9]{1,3}[.]){3}[0-9]{1,3}$",
+}
+"""What the API is told instead of formats that it does not take. The check goes by the format."""
 
 UNSUPPORTED: dict[str, str] = {
     "prefixItems": "use an object with a named field for each place",
@@ -177,7 +189,11 @@ class Translation:
                 asked["format"] = flat["format"]
             elif self.format_checked(flat["format"]):
                 self._check_only(f"format {flat['format']}", path)
+        if kind == "string" and (pattern := PATTERNS.get(flat.get("format", ""))):
+            asked["pattern"] = pattern
         asked |= {keyword: flat[keyword] for keyword in SENT[kind] if keyword in flat}
+        if kind in ("integer", "number"):
+            asked |= _bounds(flat, whole=kind == "integer")
         if kind == "array":
             return self._array(asked, flat, path, inside)
         if kind == "object":
@@ -317,6 +333,21 @@ def _kinds(flat: Schema) -> list[str]:
     if "enum" in flat:
         return list(dict.fromkeys(map(_kind, flat["enum"])))
     return [kind for kind, sign in (("object", "properties"), ("array", "items")) if sign in flat]
+
+
+def _bounds(flat: Schema, *, whole: bool) -> dict[str, Any]:
+    """The smallest and the largest number that are allowed, which the API can be told of a list or an open range, too."""
+
+    def numbers(*values: Any) -> list[Any]:
+        return [value for value in values if _kind(value) in ("integer", "number")]
+
+    listed = numbers(*flat.get("enum", [flat.get("const")]))
+    above, below = numbers(flat.get("exclusiveMinimum")), numbers(flat.get("exclusiveMaximum"))
+    if whole:  # 1 is the first above 0, and above 0.5
+        above, below = [math.floor(one) + 1 for one in above], [math.ceil(one) - 1 for one in below]
+    low = [*numbers(flat.get("minimum")), *above, *(listed and [min(listed)])]
+    high = [*numbers(flat.get("maximum")), *below, *(listed and [max(listed)])]
+    return ({"minimum": max(low)} if low else {}) | ({"maximum": min(high)} if high else {})
 
 
 def _kind(value: object) -> str:

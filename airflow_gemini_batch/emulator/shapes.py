@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -169,6 +171,8 @@ class Shaper:
         }.get(str(schema.get("format", "")))
         if made is not None:
             return made
+        if (pattern := schema.get("pattern")) is not None and (fit := self._fitting(str(pattern), moment, word)):
+            return fit
         text = f"{word} {name.replace('_', ' ')}".strip()
         if self.about and self.rng.random() < 0.7:
             text = f"{text}: {self.about}"
@@ -176,6 +180,20 @@ class Shaper:
         while len(text) < least:
             text += f" {self.rng.choice(WORDS)}"
         return text[: int(most)] if most is not None else text
+
+    def _fitting(self, pattern: str, moment: datetime, word: str) -> str | None:
+        """The first of some usual texts that the pattern takes."""
+        number = self.rng.randrange(1, 100)
+        digits = [f"{self.rng.randrange(10**n):0{n}}" for n in range(1, 11)]
+        letters = ["EURUSD"[: n + 1] for n in range(6)]
+        texts = [
+            word, f"{word} {number}", word.capitalize(), f"{moment:%Y-%m-%d}", f"{moment:%H:%M:%SZ}", f"PT{number}M",
+            str(UUID(int=self.rng.getrandbits(128), version=4)), f"{word}@example.com", f"https://example.com/{word}",
+            f"192.0.2.{number}", str(number), f"{number}.5", *digits, *letters, *map(str.lower, letters),
+        ]  # fmt: skip
+        with suppress(re.error):
+            return next((text for text in texts if re.search(pattern, text)), None)
+        return None
 
 
 def _type(schema: Any) -> str:

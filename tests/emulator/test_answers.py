@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import random
+import re
 import struct
 import zlib
 
@@ -220,6 +221,14 @@ SCHEMAS = st.recursive(
 @given(SCHEMAS, st.integers(0, 99))
 def test_what_is_made_for_a_schema_is_valid_under_it(schema, seed):
     jsonschema.validate(Shaper(schema, random.Random(seed), "about this").value(), schema)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^\d{4}-\d{2}-\d{2}$", "^[A-Z]{3}$", r"^-?\d+(\.\d+)?$", "^[0-9]{5}$", "@", "^https?://", "("]
+)
+def test_a_text_fits_a_usual_pattern_and_one_that_is_none_is_passed_over(pattern):
+    text = Shaper({"type": "string", "pattern": pattern}, random.Random(1), "").value()
+    assert pattern == "(" or re.search(pattern, text)
 
 
 @pytest.mark.parametrize("size", [1, 256, 3072])

@@ -6,15 +6,18 @@ import io
 import json
 import wave
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, HttpUrl
 
 from airflow_gemini_batch.core.shards import Limits
 from airflow_gemini_batch.emulator import Faults
@@ -140,7 +143,7 @@ def test_structured_answers_land_typed(batch, file_format):
 
 
 class Strict(BaseModel):
-    n: int = Field(lt=-(10**15))  # the pretend model does not know of it: exclusiveMaximum is not sent
+    n: int = Field(ge=1, le=99, multiple_of=100)  # the pretend model does not know of it: multipleOf is not sent
 
 
 def test_an_answer_that_is_not_what_was_asked_for_keeps_its_text(batch, tmp_path):
@@ -151,6 +154,27 @@ def test_an_answer_that_is_not_what_was_asked_for_keeps_its_text(batch, tmp_path
         assert row["output"] is None
         assert isinstance(json.loads(row["text"])["n"], int)
         assert row["error_message"].startswith("$.n: ")
+
+
+class Size(IntEnum):
+    SMALL = 1
+    LARGE = 2
+
+
+class Invoice(BaseModel):
+    day: date
+    at: datetime
+    ident: UUID
+    total: Decimal
+    page: HttpUrl
+    size: Size
+    version: Literal[3]
+    share: float = Field(gt=0, lt=1)
+
+
+def test_dates_ids_and_numbered_choices_are_answered_as_they_were_asked_for(batch):
+    rows = landed(batch(source=[f"invoice {n}" for n in range(20)], output_schema=Invoice, max_failed_ratio=0))
+    assert all(Invoice.model_validate(row["output"]) for row in rows)
 
 
 def test_a_schema_beside_a_schema_is_refused(batch, emulator):
