@@ -25,7 +25,7 @@ from airflow_gemini_batch.core.jobs import Gone, Job, ListedFile, Seen, Unreacha
 from airflow_gemini_batch.core.remote_files import AsIOBase, Progress, RemoteFile, piece_not_taken, remote_file
 from airflow_gemini_batch.core.rest import Account
 from airflow_gemini_batch.core.storage import StoragePath
-from airflow_gemini_batch.core.survey import LEFT_ALONE, Entry, Survey, in_haste
+from airflow_gemini_batch.core.survey import LEFT_ALONE, Entry, Survey
 from airflow_gemini_batch.exceptions import (
     CreateInDoubt,
     CredentialsRefused,
@@ -108,7 +108,7 @@ class Client:
             seen.update(listed)
             return listed.keys()
 
-        missing, quiet = hold(self._survey.listed(jobs, take), self._http, in_haste(self.account), self._sleep)
+        missing, quiet = hold(self._survey.listed(jobs, take), self._http, self.account, self._sleep)
         for job in (job for job in jobs if job in missing):
             # A service that asks to be left alone is not asked for the others.
             seen[job] = one = Unreachable(job, LEFT_ALONE, quiet) if quiet else self.look(job)

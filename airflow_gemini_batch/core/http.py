@@ -30,7 +30,7 @@ def hold(
         while True:
             if call.after:
                 sleep(call.after)
-            call = conversation.send(_ask(call, http, account))
+            call = conversation.send(_ask(call, http, account.within(call.within)))
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
 
@@ -42,7 +42,7 @@ async def ahold(conversation: Conversation[T], http: httpx.AsyncClient, account:
         while True:
             if call.after:
                 await asyncio.sleep(call.after)
-            call = conversation.send(await _aask(call, http, account))
+            call = conversation.send(await _aask(call, http, account.within(call.within)))
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
 

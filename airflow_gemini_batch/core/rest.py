@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import orjson
@@ -58,19 +58,29 @@ class Account:
         # No real key is that short, and the made-up one of a test ("k") may be a part of any word.
         return text.replace(self.api_key, "***") if len(self.api_key) >= SHORTEST_KEY else text
 
+    def within(self, seconds: float) -> Account:
+        """The same, for calls that may take so long at most."""
+        return self if seconds >= self.timeout else replace(self, timeout=seconds)
+
     def headers(self) -> dict[str, str]:
         return {"x-goog-api-key": self.api_key, "X-Server-Timeout": str(math.ceil(self.timeout))}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request: ``path`` is relative to the API version; ``after`` are seconds to wait before it is sent."""
+    """
+    One HTTP request: ``path`` is relative to the API version.
+
+    :param after: seconds to wait before it is sent.
+    :param within: seconds that it may take, if that is less than the account's time limit.
+    """
 
     method: str
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
     after: float = 0.0
+    within: float = math.inf
 
 
 @dataclass(frozen=True)

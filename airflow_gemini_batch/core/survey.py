@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import replace
 
 import msgspec
 
 from airflow_gemini_batch.core.jobs import Job
-from airflow_gemini_batch.core.rest import Account, Call, Conversation, Reply, read_reply
+from airflow_gemini_batch.core.rest import Call, Conversation, Reply, read_reply
 from airflow_gemini_batch.exceptions import QuotaExceeded, ServiceError, ServiceUnreachable
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,16 @@ FADING = 0.98
 """What a round of ``get`` leaves of the price that the list had: after some dozens of them it is tried again."""
 
 TRIES = 3
-"""Tries of one page, when the service answers that it is busy; one less when it does not answer."""
+"""Tries of one page, while there is time for them; a list that failed gets one, until it is back."""
 
-RETRY_AFTER = 1.0
+RETRY_AFTER = 0.5
 """Seconds before a page is asked for again, at most, doubled each time."""
 
-PATIENCE = 20.0
-"""Seconds that a page may take: whoever waits for a list that hangs is better served by ``get``."""
+PATIENCE = 2.0
+"""Seconds that a page may take in all its tries: whoever waits for a list that hangs is better served by ``get``."""
+
+MOST_PATIENCE = 20.0
+"""The same where pages were seen to take their time."""
 
 LEFT_ALONE = "the service asked not to be asked for now"
 """Why a job was not looked at, when the list or the look at another job was refused with a time to come back."""
@@ -72,14 +75,14 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     metadata: Metadata | None = None
     error: Status | None = None
 
+    @property
+    def tells(self) -> bool:
+        """Whether enough is said of the job to go by."""
+        return bool(self.name and (self.done or (self.metadata and self.metadata.state)))
+
     def job(self) -> Job | None:
         """The job as listed (without results and names), or None if too little is said of it to go by."""
-        if not self.done and not (self.metadata and self.metadata.state):
-            return None
-        try:
-            return Job.of_operation(msgspec.to_builtins(self))
-        except ValueError:
-            return None
+        return Job.of_operation(msgspec.to_builtins(self)) if self.tells else None
 
 
 class Page(msgspec.Struct, rename="camel", gc=False):
@@ -122,36 +125,33 @@ def page_of(reply: Reply) -> Page:
     return Page(entries, page.next_page_token)
 
 
-def reading(token: str) -> Conversation[Page]:
+def reading(token: str, seconds: float, most: int) -> Conversation[Page]:
     """
     Read one page, if need be in several tries.
 
+    :param seconds: that they may take in all, about.
+    :param most: tries.
     :raises ServiceError: it could not be read.
     """
     params = {"pageSize": str(PAGE_SIZE)} | ({"pageToken": token} if token else {})
-    wait, tries = 0.0, 0
+    wait, tries, until = 0.0, 0, time.monotonic() + seconds
     while True:
-        reply = yield Call("GET", "batches", params, after=wait)
+        reply = yield Call("GET", "batches", params, after=wait, within=until - time.monotonic() - wait)
         tries += 1
+        wait = RETRY_AFTER * 2 ** (tries - 1) * random.uniform(0.5, 1)
         try:
             return page_of(reply)
         except ServiceUnreachable as e:
             asked_for_quiet = isinstance(e, QuotaExceeded) and e.retry_after
-            if asked_for_quiet or tries >= (TRIES if reply.status else TRIES - 1):
+            if asked_for_quiet or tries >= most or time.monotonic() + wait >= until:
                 raise
-        wait = RETRY_AFTER * 2 ** (tries - 1) * random.uniform(0.5, 1)
-
-
-def in_haste(account: Account) -> Account:
-    """The account to read the list with."""
-    return replace(account, timeout=min(account.timeout, PATIENCE))
 
 
 class Survey:
     """What was learnt of an account's list in earlier rounds: what it costs to find the jobs in it, in ``get`` calls."""
 
     def __init__(self) -> None:
-        self._price = price_of(PAGE_SIZE)
+        self._price, self._patience, self._tries = price_of(PAGE_SIZE), PATIENCE, TRIES
 
     def listed(
         self, jobs: Collection[str], take: Callable[[list[Entry]], Collection[str]]
@@ -170,7 +170,7 @@ class Survey:
         token = ""
         while True:
             try:
-                page = yield from reading(token)
+                page = yield from self._page(token)
             except QuotaExceeded as e:
                 return missing, e.retry_after or 0.0
             except ServiceError:
@@ -194,6 +194,18 @@ class Survey:
                 # anybody's guess; as much again.
                 self._price = spent + wasted
                 return missing, None
+
+    def _page(self, token: str) -> Conversation[Page]:
+        began = time.monotonic()
+        try:
+            page = yield from reading(token, self._patience, self._tries)
+        except ServiceError:
+            if self._tries == 1 and time.monotonic() - began >= self._patience:  # twice: maybe it only takes longer
+                self._patience = min(MOST_PATIENCE, 2 * self._patience)
+            self._tries = 1
+            raise
+        self._patience, self._tries = min(MOST_PATIENCE, max(PATIENCE, 2 * (time.monotonic() - began))), TRIES
+        return page
 
 
 def price_of(entries: int) -> float:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
@@ -26,23 +27,26 @@ from airflow_gemini_batch.core import rest
 from airflow_gemini_batch.core.http import ahold
 from airflow_gemini_batch.core.jobs import Gone, Refused, Seen, Unreachable
 from airflow_gemini_batch.core.rest import Account
-from airflow_gemini_batch.core.survey import Entry, Survey, in_haste
+from airflow_gemini_batch.core.survey import Entry, Survey
 from airflow_gemini_batch.core.waiting import HEARTBEAT, JITTER, Outcome, Quiet, Wait, adrive, watching
-from airflow_gemini_batch.core.watches import GIVE_UP, Tally, Watch, Watched
+from airflow_gemini_batch.core.watches import GIVE_UP, TRIES, Tally, Watch, Watched
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 8
-"""Looks under way at a time, over all waits on an account; one more per round while so many hang."""
+"""Looks under way at a time, over all waits on an account, beside those that hang."""
 
 JOBS_PER_CONNECTION = 25
 """A few jobs are asked for one after the other, on the connection that is open anyway; each so many more open another."""
 
-SLOW = 1.0
-"""Seconds after which looks that are not answered stop holding up the next ones, and the round: they may come late."""
+SLOW = 0.5
+"""Seconds after which a look that is not answered hangs: it no longer holds up the next ones, nor the round."""
 
-STUCK = 2
-"""Times :data:`SLOW` without any answer after which a round leaves what it has not asked for to the next one."""
+ASKING = 1.0
+"""
+Seconds, or as long as the list took if that is more, after which a round leaves the jobs that it has not asked for to the
+next: what made them so many, a list that failed or came back short, may be over.
+"""
 
 HOLD = 4.0
 """Seconds, at most, that one who comes waits for a look at all its jobs. From then on it goes by those that were seen."""
@@ -72,18 +76,19 @@ class Watcher:
     _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Account, Watcher]]] = WeakKeyDictionary()
 
     def __init__(self, account: Account) -> None:
-        self._account, self._hasty = account, in_haste(account)
+        self._account = account
         self._loop = asyncio.get_running_loop()
         self._http = httpx.AsyncClient(limits=LIMITS)
         self._survey = Survey()
         self._users = 0
         self._watched: dict[str, Watched] = {}
         self._next = math.inf
-        self._quiet, self._quiet_until = Quiet(), -math.inf
+        self._quiet, self._quiet_until, self._judged_at = Quiet(), -math.inf, -math.inf
         self._sooner = asyncio.Event()
         self._to_rouse: deque[Watch] = deque()
         self._looking: asyncio.Task[None] | None = None
-        self._gets: set[asyncio.Task[Seen]] = set()
+        self._gets: dict[asyncio.Task[Seen], float] = {}
+        """Looks under way, and since when."""
 
     @classmethod
     def shared(cls, account: Account) -> AbstractAsyncContextManager[Watcher]:
@@ -106,17 +111,7 @@ class Watcher:
         now = self._loop.time()
         watch = self._enter(tuple(wait.job for wait in waits), interval, now - interval * FRESH, now + HOLD * _later())
         try:
-            return await adrive(steps, lambda jobs: self._news(watch, jobs), watch.wait)
-        finally:
-            self._leave(watch)
-
-    async def look(self, jobs: tuple[str, ...]) -> dict[str, Seen]:
-        """Look at jobs now; every one is in the answer, whatever the service does. Who asks so keeps the pace itself."""
-        self._quiet_until = -math.inf
-        self._sooner.set()  # whoever sleeps for as long as was asked looks up
-        watch = self._enter(jobs, math.inf, self._loop.time(), math.inf)
-        try:
-            return {job: seen for job, seen in (await self._news(watch, jobs)).items() if seen is not None}
+            return await adrive(steps, partial(self._news, watch), watch.wait)
         finally:
             self._leave(watch)
 
@@ -130,7 +125,7 @@ class Watcher:
         if self._http.is_closed:
             raise RuntimeError("this watcher is closed")
         watch = Watch(jobs, interval, since, held_until)
-        due_at = self._loop.time() + min(GATHER, interval * JITTER) * math.isfinite(interval)
+        due_at = self._loop.time() + min(GATHER, interval * JITTER)
         for job in watch.jobs:
             watched = self._watched.setdefault(job, Watched())
             watched.watches += (watch,)
@@ -222,42 +217,52 @@ class Watcher:
         # Only ever sooner than the interval, so that no end is noticed later than that.
         pace = 1 - JITTER * random.random()
         missing, refused = await ahold(
-            self._survey.listed(jobs, lambda entries: self._take(entries, began, pace)), self._http, self._hasty
+            self._survey.listed(jobs, lambda entries: self._take(entries, began, pace)), self._http, self._account
         )
-        under_way: set[asyncio.Task[Seen]] = set()
-        most = max(1, AT_ONCE - len(self._gets))
-        slots = min(most, 1 + len(missing) // JOBS_PER_CONNECTION)
-        tally, stuck = Tally(answered=len(missing) < len(jobs), refusals=[] if refused is None else [refused]), 0
-        # In any order but the same, so that a service that answers only a few answers others next time.
-        left = random.sample(sorted(missing), len(missing))
-        while left or under_way:
-            while left and len(under_way) < slots and not tally.gives_up(len(self._gets)):
-                under_way.add(task := asyncio.create_task(self._get(left.pop(), began, pace)))
-                self._gets.add(task)
-                task.add_done_callback(self._gets.discard)
-            if not under_way:
-                self._unseen(left, tally.gives_up(len(self._gets)), began, pace)
-                break
-            done, under_way = await asyncio.wait(under_way, timeout=SLOW, return_when=asyncio.FIRST_COMPLETED)
+        tally = Tally(answered=len(missing) < len(jobs), refusals=[] if refused is None else [refused])
+        interval = min((one.interval for job in jobs if (one := self._watched.get(job))), default=0.0)
+        await self._ask(missing, tally, began, pace)
+        # A few jobs that are soon asked for again, and refused again, do not mean that the service refuses all looks.
+        if tally.answered or any(tally.refusals) or began - self._judged_at > interval:
+            self._judged_at = began
+            quiet = self._quiet.after(tally.refusals, answered=tally.answered, interval=interval)
+            self._quiet_until = self._loop.time() + quiet
+
+    async def _ask(self, jobs: Collection[str], tally: Tally, began: float, pace: float) -> None:
+        """Ask for jobs one by one."""
+        slots = min(AT_ONCE, 1 + len(jobs) // JOBS_PER_CONNECTION)
+        until = (now := self._loop.time()) + max(ASKING, now - began)
+        # Who was not seen for longest comes first, else in any order but the same, so that a service that answers only a
+        # few answers others next time.
+        left = [job for job in jobs if job in self._watched]
+        random.shuffle(left)
+        left.sort(key=lambda job: self._watched[job].looked_at, reverse=True)
+        while True:
+            hung_since = self._loop.time() - SLOW
+            hanging = sum(since <= hung_since for since in self._gets.values())
+            others, most = len(self._gets) - hanging, min(AT_ONCE if hanging else slots, GIVE_UP - hanging)
+            while left and others < most and not tally.gives_up(hanging):
+                task = asyncio.create_task(self._get(left.pop(), began, pace))
+                self._gets[task] = self._loop.time()
+                task.add_done_callback(self._gets.pop)
+                others += 1
+            if not others and (tally.gives_up(hanging) or not left):
+                self._unseen(left, tally.gives_up(hanging), began, pace, max(tally.refusals, default=None))
+                return
+            done, _ = await asyncio.wait(set(self._gets), timeout=SLOW, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 tally.count(task.result())
-            stuck = 0 if done else stuck + 1
-            if stuck and (not left or stuck == STUCK):
-                break
-            if stuck:
-                slots = most
-        intervals = [one.interval for job in jobs if (one := self._watched.get(job)) and math.isfinite(one.interval)]
-        if intervals:  # a single look has none, and may come again at once
-            quiet = self._quiet.after(tally.refusals, answered=tally.answered, interval=min(intervals))
-            self._quiet_until = self._loop.time() + quiet
+            if self._loop.time() >= until:
+                return  # those left stay due
 
     async def _get(self, job: str, began: float, pace: float) -> Seen:
         one = self._watched.get(job) or Watched()
-        one.asked = True
+        one.asked, until = True, self._loop.time() + one.patience
         try:
-            seen = await ahold(rest.looking(job), self._http, self._account)
+            seen = await ahold(rest.looking(job), self._http, self._account.within(one.patience))
         finally:
             one.asked = False
+            one.hangs += self._loop.time() >= until
         if one.looked_at <= began:  # else it comes late, and the list has shown the job in a later round
             self._see(job, seen, began, pace)
         if one.due_at < self._next:
@@ -275,7 +280,7 @@ class Watcher:
             if (one := self._watched.get(name)) is None:
                 continue
             if entry != one.last:
-                if entry.job() is None:
+                if not entry.tells:
                     continue
                 one.last = entry
                 self._wake(one.watches)
@@ -288,15 +293,22 @@ class Watcher:
     def _see(self, job: str, seen: Seen, began: float, pace: float) -> None:
         if (one := self._watched.get(job)) is None:
             return
+        if isinstance(seen, Unreachable):
+            one.missed(began, pace)
+            if one.misses < TRIES and not seen.retry_after:
+                return
         # "Gone" and "refused" are news each time: they are believed when they are told often enough.
         if seen != one.last or isinstance(seen, Gone | Refused) or one.looked_at < one.since:
             self._wake(one.watches)
-        one.last = seen
-        one.looked(began, pace)
+        one.last, one.looked_at = seen, began
+        if not isinstance(seen, Unreachable):
+            one.looked(began, pace)
 
-    def _unseen(self, jobs: Iterable[str], why: str, began: float, pace: float = 1.0) -> None:
+    def _unseen(
+        self, jobs: Iterable[str], why: str, began: float, pace: float = 1.0, retry_after: float | None = None
+    ) -> None:
         for job in jobs:
-            self._see(job, Unreachable(job, why), began, pace)
+            self._see(job, Unreachable(job, why, retry_after), began, pace)
 
     def _wake(self, watches: Iterable[Watch]) -> None:
         for watch in watches:

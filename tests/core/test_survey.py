@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_gemini_batch.core import survey
+from airflow_gemini_batch.core import survey, watcher, watches
 from airflow_gemini_batch.core.client import Client
 from airflow_gemini_batch.core.jobs import PHASE_OF_STATE, Counts, Gone, Job, Phase, Refused, Seen, Unreachable
 from airflow_gemini_batch.core.rest import Account, Reply
 from airflow_gemini_batch.core.survey import Survey, page_of
 from airflow_gemini_batch.core.watcher import Watcher
 from airflow_gemini_batch.exceptions import CredentialsRefused, ServiceError, ServiceUnreachable
+
+from ..looking import look
 
 NOT_FOUND = {"error": {"code": 404, "message": "Requested entity was not found.", "status": "NOT_FOUND"}}
 BUSY = {"error": {"code": 503, "message": "The service is currently unavailable.", "status": "UNAVAILABLE"}}
@@ -82,6 +84,9 @@ ACCOUNT = Account("test-key", "http://service", timeout=5)
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "RETRY_AFTER", 0.001)
+    for module, name in ((survey, "PATIENCE"), (survey, "MOST_PATIENCE"), (watches, "PATIENCE"), (watcher, "SLOW"),
+                         (watcher, "ASKING")):  # fmt: skip
+        monkeypatch.setattr(module, name, 60.0)  # a slow machine is no trouble of the service
 
 
 class Worker:
@@ -103,10 +108,10 @@ class Triggerer:
 
     def look(self, jobs: list[str]) -> dict[str, Seen]:
         async def run() -> dict[str, Seen]:
-            async with Watcher.shared(ACCOUNT) as watcher:
-                watcher._http = httpx.AsyncClient(transport=httpx.MockTransport(self.service))
-                watcher._survey = self.survey
-                return await watcher.look(tuple(jobs))
+            async with Watcher.shared(ACCOUNT) as shared:
+                shared._http = httpx.AsyncClient(transport=httpx.MockTransport(self.service))
+                shared._survey = self.survey
+                return await look(shared, jobs)
 
         return asyncio.run(run())
 
@@ -164,13 +169,13 @@ def test_new_jobs_of_other_tools_in_front_do_not_make_it_give_up(eyes):
 def test_a_list_that_does_not_pay_is_given_up_and_not_read_again_soon(eyes):
     jobs, between = ours(100), iter(others(100_000))
     service = Service([name for job in jobs for name in (job, *(next(between) for _ in range(999)))])
-    look = eyes(service).look
-    assert all_running(look(jobs), jobs)
+    looks = eyes(service).look
+    assert all_running(looks(jobs), jobs)
     assert service.calls["list"] <= 11
     assert service.calls["get"] >= 89
     tried = service.calls["list"]
     for _ in range(5):
-        assert all_running(look(jobs), jobs)
+        assert all_running(looks(jobs), jobs)
     assert service.calls["list"] == tried
 
 
@@ -406,16 +411,15 @@ def test_whatever_becomes_of_the_pages_every_job_is_seen_as_it_is_and_none_is_lo
         return page
 
     service.odd = odd
-    look = eyes(service).look
+    one = eyes(service)
     for _ in range(looks):
-        seen = look(jobs)
+        seen = one.look(jobs)
         assert list(seen) == jobs
         for job in jobs:
-            one = seen[job]
             if job in known:
-                assert isinstance(one, Job)
-                assert one.state == known[job]
+                assert isinstance(seen[job], Job)
+                assert seen[job].state == known[job]
             else:
-                assert isinstance(one, Gone)
+                assert isinstance(seen[job], Gone)
                 assert job in service.asked
     assert not any(isinstance(one, Unreachable) for one in seen.values())

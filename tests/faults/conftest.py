@@ -5,7 +5,6 @@ one, kills them where it is told, and checks afterwards what was paid and what l
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -405,9 +404,6 @@ class Bench:
         while self.nights and self.nights[0][0] <= self.slept:
             self.nights.pop(0)[1]()
 
-    async def asleep(self, seconds: float) -> None:
-        self.sleep(seconds)
-
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Let something happen when the run has slept this long in all."""
         self.nights.append((seconds, action))
@@ -448,29 +444,23 @@ class Bench:
     def attempt(self, **settings: Any) -> Any:
         """One attempt, as the operator goes about it; returns the manifest."""
         from airflow_gemini_batch.core.flow import Waiting, advance
-        from airflow_gemini_batch.core.waiting import adrive, drive, watching
-        from airflow_gemini_batch.core.watcher import Watcher
+        from airflow_gemini_batch.core.waiting import drive, watching
+
+        from ..looking import wait_at_once
 
         services, run = self.services(), self.a_run(**settings)
-
-        async def wait(steps: Any) -> Any:
-            async with Watcher.shared(self.account) as watcher:
-                return await adrive(steps, watcher.look, self.asleep)
-
         outcomes, starting = (), True
         try:
             while isinstance(reached := advance(run, services, outcomes=outcomes, starting=starting), Waiting):
-                steps = watching(
-                    reached.waits,
-                    interval=self.interval,
-                    clock=self.now,
-                    tell=self.told.append,
-                    until=reached.not_before,
-                )
-                if self.deferred:
-                    outcomes = asyncio.run(wait(steps))
-                else:
+                how: Any = {"interval": self.interval, "tell": self.told.append, "until": reached.not_before}
+                if not self.deferred:
+                    steps = watching(reached.waits, clock=self.now, **how)
                     outcomes = drive(steps, services.client.look_at_all, self.sleep)
+                elif reached.waits:
+                    outcomes = wait_at_once(self.account, reached.waits, sleep=self.sleep, clock=self.now, **how)
+                else:
+                    self.sleep(reached.not_before - self.now())
+                    outcomes = ()
                 starting = False
             return reached
         finally:

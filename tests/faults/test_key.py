@@ -15,6 +15,8 @@ import pytest
 from airflow_gemini_batch.emulator import Faults, HttpError
 from airflow_gemini_batch.exceptions import GeminiBatchError
 
+from ..looking import look
+
 CANARY = "AIzaSyCanaryCanaryCanaryCanaryCanary123"
 # What the service says of a suspended project, word for word: it holds the key.
 SUSPENDED = f"Permission denied: Consumer 'api_key:{CANARY}' has been suspended."
@@ -130,11 +132,11 @@ def test_looks_of_the_triggerer_do_not_show_the_key(bench: Any, caplog: pytest.L
     bench.key = CANARY
     bench.emulator.faults = Faults(http_errors={"*": KEY_FAULTS["suspended"]})
 
-    async def look() -> Any:
+    async def look_and_cancel() -> Any:
         async with Watcher.shared(bench.account) as watcher:
-            return await watcher.look(("batches/a",)), await watcher.cancel("batches/a")
+            return await look(watcher, ("batches/a",)), await watcher.cancel("batches/a")
 
     with caplog.at_level("DEBUG"):
-        seen = asyncio.run(look())
+        seen = asyncio.run(look_and_cancel())
     assert CANARY not in repr(seen)
     assert CANARY not in caplog.text
