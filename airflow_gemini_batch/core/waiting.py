@@ -72,7 +72,7 @@ def step(wait: Wait, seen: Seen | None, *, now: float) -> Wait | Outcome:
         return Outcome(wait.job, doubt, getattr(seen, "detail", ""))
     if now >= wait.deadline:
         return Outcome(wait.job, "timed_out", describe(seen))
-    return replace(wait, doubt=doubt, doubts=doubts)
+    return wait if (doubt, doubts) == (wait.doubt, wait.doubts) else replace(wait, doubt=doubt, doubts=doubts)
 
 
 class Quiet:
@@ -146,17 +146,23 @@ def watching(
         known = {job: one for job, one in seen.items() if one is not None}
         if known and (line := progress.line(known, now)):
             tell(line)
-        ends = [wait.deadline for wait in still.values()] + ([] if until is None else [until])
         if outcomes or (until is not None and now >= until):
             return tuple(outcomes)
         pause = interval * (1 + JITTER * (2 * jitter() - 1))
-        refusals = [
-            one.retry_after for one in known.values() if isinstance(one, Unreachable) and one.retry_after is not None
-        ]
-        pause = max(pause, quiet.after(refusals, answered=len(refusals) < len(known), interval=interval))
+        pause = max(pause, _quiet(quiet, known, interval)) if still else math.inf
         # The deadline ends the wait on time, also when it is nearer than the next look.
-        yield Pause(max(0.0, min(pause if still else math.inf, min(ends) - now)))
+        end = min((wait.deadline for wait in still.values()), default=math.inf)
+        pause = max(0.0, min(pause, end - now, math.inf if until is None else until - now))
+        del seen, known, outcomes  # thousands wait in one process; nothing of a look is kept until the next
+        yield Pause(pause)
     return ()
+
+
+def _quiet(quiet: Quiet, seen: Mapping[str, Seen], interval: float) -> float:
+    refusals = [
+        one.retry_after for one in seen.values() if isinstance(one, Unreachable) and one.retry_after is not None
+    ]
+    return quiet.after(refusals, answered=len(refusals) < len(seen), interval=interval)
 
 
 def drive(
