@@ -102,11 +102,13 @@ class GeminiBatchJobSensor(BaseSensorOperator):
             return self._result(ended)
 
     def _defer(self, waits: tuple[Wait, ...], deadline: float) -> NoReturn:
+        from airflow_gemini_batch.core.limits import API_ACTIVE_JOBS
         from airflow_gemini_batch.triggers.batch import GeminiBatchTrigger
 
         self.defer(
             trigger=GeminiBatchTrigger(
-                jobs={wait.job: wait.deadline for wait in waits},
+                # No more may run at a time, and all must end: what the database keeps of a wait stays small.
+                jobs={wait.job: wait.deadline for wait in waits[:API_ACTIVE_JOBS]},
                 gemini_conn_id=self.gemini_conn_id,
                 poll_interval=max(self.poke_interval, 0.01),
                 cancel_on_kill=False,

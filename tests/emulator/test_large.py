@@ -110,12 +110,11 @@ def test_others_are_served_while_a_large_file_is_checked_and_answered(gemini, ra
     made: list[httpx.Response] = []
     creating = threading.Thread(target=lambda: made.append(raw.post({"inputConfig": {"fileName": name}})))
     creating.start()
-    slowest = 0.0
+    served = 0
     with httpx.Client(base_url=gemini.url, headers={"x-goog-api-key": "any"}) as other:
         while creating.is_alive():
-            began = time.monotonic()
             assert other.get("/v1beta/files").status_code == 200
-            slowest = max(slowest, time.monotonic() - began)
+            served += 1
     creating.join()
-    assert slowest < 0.5
+    assert served >= 3  # if they had to wait for it: one, or two
     assert len(raw.results(made[0].json()["name"])) == 30_000

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import DAG
 from pydantic import BaseModel
 
@@ -12,8 +14,9 @@ from airflow_gemini_batch.core.limits import API_ACTIVE_JOBS, Limits
 from airflow_gemini_batch.core.manifest import Manifest
 from airflow_gemini_batch.core.results import Status
 from airflow_gemini_batch.core.usage import Usage
-from airflow_gemini_batch.core.waiting import Outcome, to_event
+from airflow_gemini_batch.core.waiting import Outcome, Wait, to_event
 from airflow_gemini_batch.operators.batch import GeminiBatchOperator
+from airflow_gemini_batch.sensors.batch import GeminiBatchJobSensor
 from airflow_gemini_batch.sql.table import SqlTable
 from airflow_gemini_batch.triggers.batch import GeminiBatchTrigger
 
@@ -50,6 +53,13 @@ def test_what_a_wait_for_as_many_jobs_as_may_run_keeps_is_small() -> None:
     assert len(json.dumps(trigger.serialize())) < MOST
     ended = [Outcome(job, "ended", "PARTIALLY_SUCCEEDED") for job in jobs]
     assert len(json.dumps(to_event(ended))) < MOST
+
+
+def test_what_a_sensor_of_a_thousand_jobs_keeps_while_it_waits_is_small() -> None:
+    sensor = GeminiBatchJobSensor(task_id="wait", job=[f"{JOB[:-4]}{n:04}" for n in range(1000)], deferrable=True)
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor._defer(tuple(Wait(job, 1_900_000_000.123456) for job in sensor.job), 1_900_000_000.123456)
+    assert len(json.dumps([deferred.value.trigger.serialize(), deferred.value.kwargs])) < MOST
 
 
 def test_a_list_of_a_hundred_thousand_rows_leaves_little_in_the_rendered_fields() -> None:
