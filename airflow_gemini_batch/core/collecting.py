@@ -83,11 +83,14 @@ class Ending:
         """Rows without a line are missing, not failed with the job."""
         return self.state in ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "NOTHING_SENT")
 
-    @property
-    def passing(self) -> bool:
-        """Its rows may be sent again without being asked for: nobody stopped it, and its error may pass."""
+    def passes(self, *, falls_back: bool) -> bool:
+        """
+        True if its rows may be sent again without being asked for: nobody stopped it, and its error may pass.
+
+        :param falls_back: they would go to another model, with which there may be no error.
+        """
         if self.state == "FAILED":
-            return self.error is None or self.error.code is None or self.error.code in PASSING_CODES
+            return falls_back or self.error is None or self.error.code is None or self.error.code in PASSING_CODES
         return self.state in ("EXPIRED", "TIMED_OUT", "STUCK", "CANARY_UNANSWERED")
 
     def explain(self, job: str | None) -> str:
@@ -123,6 +126,7 @@ def _land(
     auto = other = 0
     job = submitted.job if submitted else None
     model = submitted.model if submitted else attempt.plan.model
+    passes = ending.passes(falls_back=attempt.plan.falls_back(model))
     ended_at = ending.at or attempt.now()
     prices = attempt.prices(model, ended_at)
     tally = Tally(prices.price)
@@ -139,7 +143,7 @@ def _land(
                 tally.add(result.usage)
             elif "unsent" not in row and result.status not in (Status.ERROR, Status.MISSING):
                 tally.add_many(Usage(), None)  # an answer that does not say what it used
-            result, settled, passing = _judge_row(row, result, ending, job, redo=policy.redo)
+            result, settled, passing = _judge_row(row, result, ending, job, passes=passes, redo=policy.redo)
             key = wire_key(row)
             settled = settled and key not in taken
             # A row that was left out may have an answer all the same: another attempt sent it.
@@ -250,7 +254,7 @@ def _reader(attempt: Attempt) -> Iterator[Reader]:
 
 
 def _judge_row(
-    row: Mapping[str, Any], result: Result, ending: Ending, job: str | None, *, redo: Collection[str]
+    row: Mapping[str, Any], result: Result, ending: Ending, job: str | None, *, passes: bool, redo: Collection[str]
 ) -> tuple[Result, bool, bool]:
     """Return the result with its final words, whether it is settled, and if not, whether it may pass by itself."""
     if "unsent" in row:
@@ -258,11 +262,11 @@ def _judge_row(
     if result.status is Status.MISSING and not ending.well:
         code = ending.error.code if ending.error else None
         explained = replace(result, status=Status.ERROR, error_code=code, error_message=ending.explain(job))
-        return explained, False, ending.passing
+        return explained, False, passes
     # Rows of a job that somebody stopped may say CANCELLED each; that passes no more by itself than the job's end.
     gone = "media" in row and result.error_code in MEDIA_GONE_CODES
     again = result.passing or gone or result.status.value in redo
-    return result, not again, again and (ending.well or ending.passing)
+    return result, not again, again and (ending.well or passes)
 
 
 @dataclass(frozen=True)

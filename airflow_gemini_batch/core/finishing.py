@@ -261,7 +261,9 @@ def _judge(attempt: Attempt, counts: Counter[str], slots: list[Slot], left: froz
         if bad:
             jobs = tuple(slot.job for slot in bad if slot.job)
             more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
-            reason = next((f": {slot.landed.job_error.message}" for slot in bad if slot.landed.job_error), "")
+            reason = next(
+                (f": {slot.landed.job_error.message.rstrip('.')}" for slot in bad if slot.landed.job_error), ""
+            )
             detail = f" ({bad[0].landed.detail})" if bad[0].landed.detail else ""
             return error(
                 f"Job {jobs[0]}{more} {said}{detail}{reason}. Clear the task to send the unsettled rows again.",

@@ -107,7 +107,9 @@ class Gate:
         if not asked or (asked - ok) / asked <= most:
             return None
         said = f"Of the canary's {asked} rows only {ok} are ok; at most {most:g} of them may fail."
-        unheard = [one.state for one in ended if Ending.again(one).passing]
+        plan = self._attempt.plan
+        falls_back = plan.falls_back(plan.model_of(self._round.asks))
+        unheard = [one.state for one in ended if Ending.again(one).passes(falls_back=falls_back)]
         if unheard and self._round.number < self._round.last:
             # It says nothing about the rows that its job did not end. They, and all others, go to the next round's canary.
             return Never(Ending("CANARY_UNANSWERED", detail=f"{said} Its job ended as {unheard[0]}."))

@@ -70,6 +70,10 @@ class Plan:
         """Whom a round asks: its own fallback, or the last there is."""
         return self.models[min(round_number, len(self.models) - 1)]
 
+    def falls_back(self, model: str) -> bool:
+        """True if another is asked after it."""
+        return model in self.models[:-1]
+
     @property
     def digest(self) -> str:
         return digest(self.spec)

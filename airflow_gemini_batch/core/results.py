@@ -43,7 +43,7 @@ CODES: dict[int, tuple[str, bool]] = {
 """
 Errors of rows and of FAILED jobs are gRPC codes (``google.rpc.Status``): number → name, and whether it may pass by itself.
 The others, and numbers that are not in here, are final: the same request would fail again. A FAILED job without a code may
-pass. Rows of media that are gone are an exception, see ``collecting.MEDIA_GONE_CODES``.
+pass, and any with another model. Rows of media that are gone are an exception, see ``collecting.MEDIA_GONE_CODES``.
 """
 
 PASSING_CODES = frozenset(code for code, (_, passing) in CODES.items() if passing)

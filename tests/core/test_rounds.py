@@ -352,6 +352,20 @@ def test_an_expired_job_goes_to_the_next_model(emulator, make_run, finish):
     assert [job.model.removeprefix("models/") for job in emulator.jobs] == [HANGS, WORKS]
 
 
+def test_a_failed_job_goes_to_the_next_model_whatever_its_error(emulator, make_run, finish):
+    error = {"code": 3, "message": "this model does not do that"}
+    emulator.faults = Faults(end_state="FAILED", end_state_jobs=1, end_error=error)
+    check(finish(falling_back(make_run(map(str, range(20)), model=HANGS, canary=5), WORKS)), 20)
+    assert [(job.model.removeprefix("models/"), len(job.keys)) for job in emulator.jobs] == [
+        (HANGS, 5), (WORKS, 5), (WORKS, 15),
+    ]  # fmt: skip
+    # With the last model it is an end.
+    emulator.faults = Faults(end_state="FAILED", end_error=error)
+    with pytest.raises(RunFailed, match=r"does not do that\. Clear"):
+        finish(falling_back(make_run(model=HANGS, max_rounds=4, out="again", run_id="again"), WORKS))
+    assert emulator.jobs_created == 5
+
+
 def test_each_end_has_an_exception_of_its_own_with_jobs_counts_and_manifest(emulator, make_run, finish):
     emulator.faults = Faults(end_state="EXPIRED")
     run = make_run(max_rounds=2)
