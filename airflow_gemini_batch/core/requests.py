@@ -17,10 +17,10 @@ from airflow_gemini_batch.core.media_types import is_remote, media_type
 from airflow_gemini_batch.core.names import wire_key
 from airflow_gemini_batch.core.per_row import PerRow
 from airflow_gemini_batch.core.prompts import Prompt, bytes_text, is_null, unsendable
-from airflow_gemini_batch.core.readymade import WRAPPER, check_request, meant_as_request, with_template
+from airflow_gemini_batch.core.readymade import SCHEMAS, WRAPPER, check_request, meant_as_request, with_template
 from airflow_gemini_batch.core.rows import TEXT_COLUMN, Row
 from airflow_gemini_batch.core.source_columns import LeftOut, check_columns
-from airflow_gemini_batch.core.spelling import snake
+from airflow_gemini_batch.core.spelling import camel, snake
 from airflow_gemini_batch.exceptions import BadRow, InvalidConfig
 
 MEDIA_MODELS = ("-image", "-tts", "nano-banana")
@@ -267,6 +267,8 @@ class RequestBuilder:
         key = self._key(row, default="key")
         keep = self._kept(row)
         request = values["request"]
+        if "failure" in values:  # with the settings that it has it failed: the task's own come first
+            request = _on_top(request, spec.template)
         dimensions = _dimensions(request) if spec.embeddings else None
         # What an earlier run could not settle names its media as their column did.
         media = tuple(_local_media(request)) if "failure" in values else ()
@@ -386,6 +388,8 @@ def overridden(line: bytes, fields: Mapping[str, Any]) -> bytes:
 
 def _on_top(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(mine)
+    if not theirs.keys().isdisjoint(SCHEMAS):
+        result = {name: value for name, value in mine.items() if camel(name) not in SCHEMAS}
     for name, value in theirs.items():
         before = result.pop(snake(name), None) if name not in result else result[name]
         both = isinstance(before, Mapping) and isinstance(value, Mapping)

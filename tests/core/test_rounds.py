@@ -433,6 +433,21 @@ def test_what_failed_is_a_source_again_with_its_kept_columns(emulator, make_run,
     }  # fmt: skip
 
 
+def test_what_failed_is_asked_again_with_the_settings_of_the_task_whose_source_it_is(emulator, make_run, finish):
+    old = {"type": "OBJECT", "properties": {"a": {"type": "STRING"}}}
+    new = {"type": "OBJECT", "properties": {"b": {"type": "STRING"}}}
+    config = {"maxOutputTokens": 4, "temperature": 0.5, "responseSchema": old, "responseMimeType": "application/json"}
+    run = make_run(["tell me " * 40], template={"generationConfig": config}, max_failed_ratio=1)
+    finish(run)
+    assert failures(run)[0]["failure"]["status"] == "truncated"
+    template = {"generationConfig": {"maxOutputTokens": 4096, "responseSchema": new}}
+    again = make_run([], run_id="again", out="again", template=template, delete_remote="never")
+    assert finish(replace(again, source=lambda: FileSource((run.output.failures,)))).counts["ok"] == 1
+    (file,) = (file for file in emulator.files if "batch-" not in file["name"])
+    sent = json.loads(emulator.read_file(file["name"]))["request"]["generationConfig"]
+    assert sent == config | {"maxOutputTokens": 4096, "responseSchema": new}
+
+
 def test_what_failed_of_several_prompts_is_a_source_again(emulator, make_run, finish):
     emulator.faults = Faults(fail_keys={"short/1": RowError(3)})
     run = make_run([{"t": "a"}, {"t": "b"}])
