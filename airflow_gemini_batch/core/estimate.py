@@ -17,7 +17,8 @@ it, only with what Google documents:
 - Output is not known before: ``maxOutputTokens`` is its upper bound (thoughts included), or the number that the user
   assumes; without either, :data:`DEFAULT_OUTPUT_TOKENS`. The estimate says how many requests each holds for.
 
-For a better number of input tokens, :func:`sample_count_tokens` asks the API about some lines and scales the rest.
+For a better number of input tokens, :func:`sample_count_tokens` asks the API about some lines and scales the rest; but not
+media that must be uploaded first, which it could not open.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from airflow_gemini_batch.core.media_tokens import MediaRates, count_media
+from airflow_gemini_batch.core.media_types import is_remote
 from airflow_gemini_batch.core.prices import Prices
 from airflow_gemini_batch.core.usage import Usage, plus, usd
 from airflow_gemini_batch.core.wording import counted, dollars
@@ -156,10 +158,12 @@ class _Seen:
     What is in a request.
 
     :param tokens: by modality; text is ``""``.
+    :param apart: those of media that are uploaded first, by modality: no sample that the API counts has such.
     :param times: how many requests were like it.
     """
 
     tokens: Counter[str] = field(default_factory=lambda: Counter({"": 0}))
+    apart: Counter[str] = field(default_factory=Counter)
     outputs: int = 0
     answers: str = ""
     notes: list[str] = field(default_factory=list)
@@ -243,12 +247,18 @@ class Estimator:
             if self._scale:
                 inputs = self._scale.apply(inputs)
             return Guess(inputs, outputs, self._prices.price_tokens(inputs, outputs))
-        inputs = text + seen.tokens.total()
-        scaled = self._scale.apply(inputs) if self._scale else inputs
-        kinds = {f"prompt_{kind}": count * scaled // inputs for kind, count in seen.tokens.items() if kind and count}
+        apart = seen.apart.total()
+        rest = text + seen.tokens.total() - apart
+        scaled = self._scale.apply(rest) if self._scale else rest
+        kinds = {
+            f"prompt_{kind}": count if kind in seen.apart else count * scaled // rest
+            for kind, count in seen.tokens.items()
+            if kind and count
+        }
         if seen.answers:
             kinds[f"output_{seen.answers}"] = outputs
-        return Guess(scaled, outputs, self._prices.price(Usage(scaled, outputs, modalities=kinds)))
+        inputs = scaled + apart
+        return Guess(inputs, outputs, self._prices.price(Usage(inputs, outputs, modalities=kinds)))
 
     def _look(self, request: Mapping[str, Any]) -> _Seen:
         seen = _Seen()
@@ -300,6 +310,8 @@ class Estimator:
                 mime_type = str(_either(found, "mimeType", "mime_type") or "")
                 media = count_media(mime_type, str(inline.get("data") or "") if found is inline else None, self._media)
                 seen.tokens[media.modality] += media.tokens
+                if found is file and not is_remote(str(_either(file, "fileUri", "file_uri"))):
+                    seen.apart[media.modality] += media.tokens
                 seen.notes += [media.assumed] if media.assumed else []
             else:
                 seen.tokens[""] += _tokens(orjson.dumps(part))

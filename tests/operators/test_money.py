@@ -54,6 +54,19 @@ def test_the_api_counts_a_sample_for_the_estimate_if_asked(emulator: Emulator, c
     assert set(emulator.calls) == {"count_tokens"}
 
 
+def test_what_the_api_counts_of_text_says_nothing_about_pictures_that_are_uploaded_later(
+    emulator: Emulator, connection: str, batch: Any, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [{"id": str(n), "t": "漢字仮名交じり文" * 3, "pic": None} for n in range(10)]
+    for row in rows[::2]:
+        picture = tmp_path / f"{row['id']}.png"
+        picture.write_bytes(b"\x89PNG\r\n\x1a\n" + row["id"].encode())
+        row["pic"] = str(picture)
+    manifest = batch(source=rows, prompt="{t}", key="id", media="pic", count_tokens=5)
+    assert manifest["usage"]["modalities"] == {"prompt_image": 5 * 258}
+    assert manifest["estimate"]["input_tokens"] == manifest["usage"]["prompt_tokens"]
+
+
 def test_an_unknown_price_is_none_and_no_rows_are_nothing(emulator: Emulator, connection: str) -> None:
     assert estimated(model="gemini-9.9-unpriced")["usd"] is None
     told = estimated(source=[])
