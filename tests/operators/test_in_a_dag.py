@@ -161,3 +161,16 @@ def test_rows_of_mapped_tasks_may_hold_another_tasks_output(run_dag: Any, emulat
         )
     """)
     assert texts_sent(tmp_path) == ["from upstream", "{{ run_id }}", "one", "{{ ds }}", "two"]
+
+
+def test_a_connection_of_airflows_database_is_found_also_by_the_triggers_of_a_dag_test(
+    run_dag: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+
+    monkeypatch.delenv("AIRFLOW_CONN_GEMINI_BATCH_DEFAULT")
+    with create_session() as session:
+        session.add(Connection("in_the_database", conn_type="gemini_batch", host=emulator.url, password="any-key"))
+    run_dag('GeminiBatchOperator(**SETTINGS, source=["a"], output=OUT, gemini_conn_id="in_the_database")')
+    assert emulator.jobs_created == 1
