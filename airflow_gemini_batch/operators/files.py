@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_gemini_batch.core.checks import flag, refused
+from airflow_gemini_batch.core.checks import flag
 from airflow_gemini_batch.exceptions import NoSuchFile
+from airflow_gemini_batch.operators.at_the_service import LISTING, AtTheService, ago, file_names
 from airflow_gemini_batch.operators.checking import check_given
-from airflow_gemini_batch.operators.manage import LISTING, AtTheService, ago
-from airflow_gemini_batch.operators.step_checks import FILES, uploaded_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_gemini_batch.core.client import Client
-
-
-def file_names(name: str, given: Any) -> list[str]:
-    """:raises InvalidConfig: something in it is not a file's name."""
-    several = given if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
-    names = [uploaded_name(one) for one in several]
-    if not names or not all(isinstance(one, str) and one.startswith(FILES) and one != FILES for one in names):
-        raise refused(name, given, 'the name of a file, "files/...", or a list of them')
-    return list(dict.fromkeys(names))
 
 
 class _OnFiles(AtTheService):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
-
-from airflow_gemini_batch import settings
-from airflow_gemini_batch.core.checks import Check, a_job, flag, job_names, refused, whole
-from airflow_gemini_batch.core.jobs import PHASE_OF_STATE, bare_state
+from airflow_gemini_batch.core.checks import a_job, flag, job_names, refused
 from airflow_gemini_batch.exceptions import InvalidConfig
-from airflow_gemini_batch.failures import failing_fast
 from airflow_gemini_batch.links.batch import GeminiJobLink, job_url, push
+from airflow_gemini_batch.operators.at_the_service import (
+    AGE,
+    CLEANING,
+    LISTING,
+    AtTheService,
+    ago,
+    is_true,
+    named_states,
+)
 from airflow_gemini_batch.operators.checking import check_given
 
 if TYPE_CHECKING:
@@ -27,29 +29,6 @@ if TYPE_CHECKING:
 
 SHOWN = 50
 """Names listed in a clean-up's XCom value; the log has them all."""
-
-
-class AtTheService(BaseOperator):
-    """What these operators share: a connection and a look."""
-
-    template_fields: Sequence[str] = ("gemini_conn_id",)
-    ui_color = "#f3eee8"
-    ui_fgcolor = "#1a3a8f"
-
-    def __init__(self, *, gemini_conn_id: str = settings.CONN_ID, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.gemini_conn_id = gemini_conn_id
-
-    @contextmanager
-    def _client(self) -> Iterator[Client]:
-        from airflow_gemini_batch.hooks.gemini import GeminiHook
-
-        with failing_fast():
-            client = GeminiHook(self.gemini_conn_id).client
-            try:
-                yield client
-            finally:
-                client.close()
 
 
 class _OnJobs(AtTheService):
@@ -200,7 +179,7 @@ class GeminiListBatchJobsOperator(AtTheService):
         from airflow_gemini_batch.core.steps import is_ours
 
         with self._client() as client:
-            states = _named_states("states", self.states)
+            states = named_states("states", self.states)
             before, after = ago("older_than", self.older_than), ago("newer_than", self.newer_than)
             found = [
                 job
@@ -257,7 +236,7 @@ class GeminiCleanUpFilesOperator(AtTheService):
             if before is None:
                 raise refused("older_than", self.older_than, AGE)
             left = find_leftovers(client, before=before, files=self.files, jobs=self.jobs)
-            only_look = _is_true("dry_run", self.only_look)
+            only_look = is_true("dry_run", self.only_look)
             doing = "Would remove" if only_look else "Removing"
             for name in (*left.files, *left.jobs):
                 self.log.info("%s %s", doing, name)
@@ -274,48 +253,3 @@ class GeminiCleanUpFilesOperator(AtTheService):
             "kept": left.kept,
             "names": [*left.files, *left.jobs][:SHOWN],
         }
-
-
-AGE = "an age in seconds, 0 or more, or a timedelta"
-
-
-def ago(setting: str, age: timedelta | float | str | None) -> float | None:
-    """Unix time so long ago. :raises InvalidConfig: it is no age."""
-    if age is None or age == "":
-        return None
-    try:
-        seconds = age.total_seconds() if isinstance(age, timedelta) else float(age)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if not seconds >= 0:
-        raise refused(setting, age, AGE)
-    return time.time() - seconds
-
-
-def _an_age(name: str, value: Any) -> None:
-    if ago(name, value) is None:
-        raise refused(name, value, AGE)
-
-
-def _is_true(setting: str, given: bool | str) -> bool:
-    """A template gives text: ``"{{ params.dry_run }}"``."""
-    word = str(given).strip().lower()
-    if word not in ("true", "false"):
-        raise refused(setting, given, "True or False")
-    return word == "true"
-
-
-def _named_states(setting: str, given: Any) -> set[str]:
-    names = (given,) if isinstance(given, str) else given if given is not None else ()
-    if not isinstance(names, Iterable) or not all(isinstance(one, str) for one in names):
-        raise refused(setting, given, "a state, or a list of states")
-    states = {bare_state(one.strip().upper()) for one in names if one.strip()}
-    if unknown := sorted(states - PHASE_OF_STATE.keys()):
-        raise InvalidConfig(f"{setting} names {', '.join(unknown)}; it takes {', '.join(PHASE_OF_STATE)}.")
-    return states
-
-
-LISTING: dict[str, Check] = {
-    "states": _named_states, "older_than": ago, "newer_than": ago, "ours_only": flag, "limit": whole(0),
-}  # fmt: skip
-CLEANING: dict[str, Check] = {"older_than": _an_age, "dry_run": _is_true, "files": flag, "jobs": flag}
