@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_gemini_batch import settings
-from airflow_gemini_batch.core.checks import Check, flag, refused, whole
+from airflow_gemini_batch.core.checks import Check, flag, refused, text, whole
 from airflow_gemini_batch.core.jobs import PHASE_OF_STATE, bare_state
 from airflow_gemini_batch.exceptions import InvalidConfig
 from airflow_gemini_batch.failures import failing_fast
+from airflow_gemini_batch.operators.checking import check_given
 from airflow_gemini_batch.operators.step_checks import FILES, uploaded_name
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class AtTheService(BaseOperator):
     def __init__(self, *, gemini_conn_id: str = settings.CONN_ID, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gemini_conn_id = gemini_conn_id
+        check_given(self, {"gemini_conn_id": text})
 
     @contextmanager
     def _client(self) -> Iterator[Client]:

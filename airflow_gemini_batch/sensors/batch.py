@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_gemini_batch import settings
-from airflow_gemini_batch.core.checks import a_job, flag, job_names
+from airflow_gemini_batch.core.checks import a_job, flag, job_names, text
 from airflow_gemini_batch.failures import failing_fast
 from airflow_gemini_batch.links.batch import GeminiJobLink, job_url, push
 from airflow_gemini_batch.operators.checking import check_given
@@ -64,7 +64,7 @@ class GeminiBatchJobSensor(BaseSensorOperator):
         self.any_end = any_end
         self.deferrable = settings.deferrable(deferrable)
         self.gemini_conn_id = gemini_conn_id
-        check_given(self, {"job": a_job, "any_end": flag, "deferrable": flag})
+        check_given(self, {"job": a_job, "any_end": flag, "deferrable": flag, "gemini_conn_id": text})
 
     def execute(self, context: Context) -> Any:
         with failing_fast():

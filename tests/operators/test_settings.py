@@ -101,7 +101,9 @@ def test_a_setting_that_cannot_be_meant_is_refused_when_the_dag_file_is_read(nam
     (GeminiCleanUpFilesOperator, {"task_id": "t", "older_than": 1, "jobs": "no"}, "jobs is 'no'"),
     (GeminiDeleteBatchJobOperator, {"task_id": "t", "job": "batches/x", "files": "no"}, "files is 'no'"),
     (GeminiGetBatchJobOperator, {"task_id": "t", "job": "batches/x", "missing_ok": 1}, "missing_ok is 1"),
+    (GeminiListBatchJobsOperator, {"task_id": "t", "gemini_conn_id": None}, "gemini_conn_id is None"),
     (GeminiBatchJobSensor, {"task_id": "t", "job": "batches/x", "any_end": "no"}, "any_end is 'no'"),
+    (GeminiBatchJobSensor, {"task_id": "t", "job": "batches/x", "gemini_conn_id": 5}, "gemini_conn_id is 5"),
 ])  # fmt: skip
 def test_the_other_operators_refuse_theirs_too(kind: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidConfig, match=said):
