@@ -863,8 +863,8 @@ def test_a_wrong_part_in_the_last_of_many_requests_costs_nothing_and_names_file_
 
 
 def test_a_line_that_only_the_service_refuses_is_named_by_its_key(make_run, finish, tmp_path):
-    schema = {"responseSchema": {"type": "OBJECT", "additionalProperties": False}}
-    lines = [ready_made("one", {"text": "hi"}), ready_made("two", {"text": "hi"}, generationConfig=schema)]
+    odd = {"fileData": {"fileUri": "x", "sourceText": "y"}}  # a field that only REST has, and in another place
+    lines = [ready_made("one", {"text": "hi"}), ready_made("two", odd)]
     (tmp_path / "r.jsonl").write_text("".join(lines))
     with pytest.raises(RequestRefused, match=r"Error on line 2: .*no such field.*line 2 has the key 'two'\.") as caught:
         finish(make_run([tmp_path / "r.jsonl"]))
