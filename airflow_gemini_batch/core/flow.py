@@ -18,7 +18,7 @@ from airflow_gemini_batch.core.attempt import Attempt, Run, Services, log
 from airflow_gemini_batch.core.collecting import Ending, land, land_again
 from airflow_gemini_batch.core.finishing import finish
 from airflow_gemini_batch.core.gates import Gate, Never
-from airflow_gemini_batch.core.jobs import Counts, Gone, Job, Refused, Seen
+from airflow_gemini_batch.core.jobs import Counts, Gone, Job, Refused, Seen, Unreachable
 from airflow_gemini_batch.core.ledger import Entry, Submitted
 from airflow_gemini_batch.core.manifest import Manifest
 from airflow_gemini_batch.core.patience import Patience
@@ -75,6 +75,7 @@ def advance(
     """
     patience = Patience(run, services, starting=starting)
     waits: tuple[Wait, ...] = ()
+    again: float | None = None
     # Reading the prices takes 50 MB for a moment: now, and not when a shard is in memory.
     Prices(run.spec.model, datetime.fromtimestamp(services.clock(), UTC))
     try:
@@ -84,8 +85,8 @@ def advance(
         again = _start_again(attempt) if starting else False
         while True:
             rounds = Round.load_all(attempt.work)
-            waits = _work_through(attempt, patience, rounds, tuple(outcomes))
-            if waits or patience.tried:
+            waits, again = _work_through(attempt, patience, rounds, tuple(outcomes))
+            if waits or again or patience.tried:
                 break
             if _open_next(attempt, rounds, starting=starting and not again) is None:
                 patience.forget()  # from here on the service is not asked for anything that has a quota
@@ -93,7 +94,8 @@ def advance(
             again = True  # what this very call leaves aside, nobody has asked for again
     except QuotaExceeded as e:
         patience.refused(e)
-    return Waiting(waits, patience.settle(running=bool(waits)))
+    back = patience.settle(running=bool(waits or again))
+    return Waiting(waits, min((at for at in (back, again) if at is not None), default=None))
 
 
 def _start_again(attempt: Attempt) -> bool:
@@ -144,14 +146,16 @@ def _over_budget(attempt: Attempt, rounds: list[Round]) -> bool:
 
 def _work_through(
     attempt: Attempt, patience: Patience, rounds: list[Round], outcomes: tuple[Outcome, ...]
-) -> tuple[Wait, ...]:
+) -> tuple[tuple[Wait, ...], float | None]:
     """
-    Land what has ended of the newest round, submit what may be submitted; return what runs. Refusals by a quota are left to
-    ``patience``.
+    Land what has ended of the newest round, submit what may be submitted; return what runs, and a time to come back at if a
+    job that the wait saw ended does not look so. Refusals by a quota are left to ``patience``.
     """
     entries = {shard: attempt.ledger.read(shard.slot) for shard in rounds[-1].shards}
     waits: list[Wait] = []
     running: dict[str, Shard] = {}
+    again: float | None = None
+    ended = {outcome.job for outcome in outcomes if outcome.how == "ended"}
     left_running: list[JobStillRunning] = []
     for shard, entry in entries.items():
         if entry.submitted and not entry.landed:
@@ -164,8 +168,11 @@ def _work_through(
                 left_running.append(e)
                 continue
             if wait:
-                waits.append(wait)
                 running[wait.job] = shard
+                if wait.job not in ended:
+                    waits.append(wait)
+                else:  # a wait for it would end at once, again and again
+                    again = attempt.now() + LOOK_AGAIN
     if left_running:
         raise _all_of(left_running, tuple(running))
     touched = [shard for shard, entry in entries.items() if entry.submitted and not entry.landed]
@@ -201,12 +208,12 @@ def _work_through(
         patience.refused(e)
     except (ServiceUnreachable, MediaUnreadable) as e:
         # While jobs run there is something to wait for.
-        if not waits and not patience.tried:
+        if not waits and not again and not patience.tried:
             raise
         log.warning("No further job could be submitted for now: %s", e)
     if touched:
         look_for_twins(attempt, touched, None if created else room.listed)
-    return tuple(waits)
+    return tuple(waits), again
 
 
 def _all_of(errors: list[JobStillRunning], others: tuple[str, ...]) -> JobStillRunning:
@@ -252,7 +259,7 @@ def _attend(
     """
     Look at one running job: land it if it ended, see to its deadline, or return what to wait for.
 
-    :raises QuotaExceeded: it ended, and its results cannot be fetched for now; or it cannot be cancelled.
+    :raises QuotaExceeded: it ended, but cannot be looked at or its results be fetched for now; or it cannot be cancelled.
     """
     submitted = entry.submitted
     assert submitted is not None
@@ -278,6 +285,8 @@ def _attend(
             "job is adopted."
         )
     if not past:
+        if told == "ended" and isinstance(seen, Unreachable) and seen.retry_after is not None:
+            raise QuotaExceeded(seen.detail, phase="look", quota=seen.quota, retry_after=seen.retry_after or None)
         return Wait(submitted.job, deadline)
     if entry.cancelled_at is not None:
         log.warning("%s was cancelled and did not end; it is given up and may still be billed", submitted.job)

@@ -177,11 +177,13 @@ class Unreachable:
 
     :param retry_after: seconds for which the service asked not to be asked again; 0 if a quota refused the look and no time
         was named, None if it was no quota.
+    :param quota: which one, where there was one.
     """
 
     job: str
     detail: str
     retry_after: float | None = None
+    quota: str = ""
 
 
 Seen = Job | Gone | Refused | Unreachable

@@ -175,4 +175,4 @@ class Patience:
 
 
 def _work(refusal: QuotaExceeded) -> Work:
-    return "fetching" if refusal.phase == "download" else "sending"
+    return "fetching" if refusal.phase in ("look", "download") else "sending"

@@ -178,7 +178,7 @@ def looking(job: str) -> Conversation[Seen]:
 
 def _unreachable(job: str, e: Exception, context: str = "") -> Unreachable:
     if isinstance(e, QuotaExceeded):
-        return Unreachable(job, f"{context}{e} (quota: {e.quota})", e.retry_after or 0.0)
+        return Unreachable(job, f"{context}{e} (quota: {e.quota})", e.retry_after or 0.0, e.quota)
     return Unreachable(job, f"{context}{e}")
 
 

@@ -95,6 +95,23 @@ def test_one_bad_look_in_a_row_of_good_ones_never_counts_as_gone(
     bench.check_paid_once()
 
 
+@both_ways
+@pytest.mark.parametrize("status", [429, 503])
+def test_jobs_that_the_list_shows_as_ended_but_no_look_confirms_are_not_asked_for_all_the_time(
+    make_bench: Callable[..., Any], deferred: bool, status: int
+) -> None:
+    """So many that the list is read. While it tells of their ends, a quota of its own refuses each look at them."""
+    bench = make_bench({"job_seconds": HOUR}, deferred=deferred)
+    bench.rows = [{"id": f"row-{n}", "text": f"a bicycle {n}", "kept": n} for n in range(14)]
+    storm = Faults(http_errors={"get": HttpError(status)})
+    bench.after(HOUR / 2, bench.with_faults(storm))
+    bench.after(HOUR * 2, bench.with_faults(Faults()))
+    bench.attempt(jobs_of=1)
+    bench.check_paid_once(jobs=14)
+    # Until the storm there is no look but the list's; then each job is asked for about twice a minute, or more rarely.
+    assert bench.emulator.calls["get"] < 14 * 150
+
+
 class Dripper:
     """A server that answers everything with a byte every tenth of a second, for ever."""
 
