@@ -266,6 +266,10 @@ class JobGone(RunFailed):
     """A job that this run submitted is no longer at the service."""
 
 
+class JobRefused(RunFailed):
+    """A job was refused for good, as by a fallback model that there is not, when others were paid for already."""
+
+
 class JobStuck(RunFailed):
     """A job stayed pending for longer than ``pending_timeout``."""
 

@@ -20,7 +20,7 @@ from airflow_gemini_batch.core.ledger import Ledger
 from airflow_gemini_batch.core.limits import Limits
 from airflow_gemini_batch.core.measuring import Measure
 from airflow_gemini_batch.core.names import RunId
-from airflow_gemini_batch.core.plan import Plan
+from airflow_gemini_batch.core.plan import Plan, Round, Shard
 from airflow_gemini_batch.core.prices import NO_TABLE, Prices, PriceTable
 from airflow_gemini_batch.core.requests import Spec
 from airflow_gemini_batch.core.rows import FileSource, RecordSource
@@ -160,6 +160,11 @@ class Attempt:
         """Prices of a model at a Unix time, by default now."""
         moment = datetime.fromtimestamp(self.now() if at is None else at, UTC)
         return Prices(model, moment, self.run.policy.prices)
+
+    def model_of(self, shard: Shard) -> str:
+        """Whom a shard is for."""
+        one = Round.load(self.work, shard.slot.round)
+        return self.plan.model_of(one.asks if one else shard.slot.round)
 
     @property
     def client(self) -> Client:

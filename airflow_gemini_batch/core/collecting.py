@@ -48,8 +48,8 @@ class Ending:
     """
     How a slot's job ended.
 
-    :param state: a job state, or ``GONE``, ``TIMED_OUT``, ``STUCK``, ``NOTHING_SENT``, ``OVER_BUDGET``, ``CANARY_FAILED``,
-        ``CANARY_UNANSWERED``.
+    :param state: a job state, or ``GONE``, ``TIMED_OUT``, ``STUCK``, ``NOTHING_SENT``, ``OVER_BUDGET``, ``REFUSED``,
+        ``CANARY_FAILED``, ``CANARY_UNANSWERED``.
     :param results: the result file, if there is one: also cancelled and expired jobs may have part of one.
     :param at: Unix time of the job's end, if the service said it.
     :param detail: how the job stood when it was given up; why nothing was sent.
@@ -91,6 +91,8 @@ class Ending:
         """
         if self.state == "FAILED":
             return falls_back or self.error is None or self.error.code is None or self.error.code in PASSING_CODES
+        if self.state == "REFUSED":
+            return falls_back
         return self.state in ("EXPIRED", "TIMED_OUT", "STUCK", "CANARY_UNANSWERED")
 
     def explain(self, job: str | None) -> str:
@@ -125,7 +127,7 @@ def _land(
     counts: Counter[str] = Counter()
     auto = other = 0
     job = submitted.job if submitted else None
-    model = submitted.model if submitted else attempt.plan.model
+    model = submitted.model if submitted else attempt.model_of(shard)
     passes = ending.passes(falls_back=attempt.plan.falls_back(model))
     ended_at = ending.at or attempt.now()
     prices = attempt.prices(model, ended_at)

@@ -29,6 +29,7 @@ from airflow_gemini_batch.exceptions import (
     JobExpired,
     JobFailed,
     JobGone,
+    JobRefused,
     JobStuck,
     JobTimedOut,
     OverBudget,
@@ -273,6 +274,11 @@ def _judge(attempt: Attempt, counts: Counter[str], slots: list[Slot], left: froz
     for unsent in slots:
         if str(unsent.shard.slot) not in left:
             continue  # a later round sent what this one did not
+        if unsent.landed.state == "REFUSED":
+            return JobRefused(
+                f"{unsent.shard.slot} was refused for good: {unsent.landed.detail} Clear the task to send its rows again.",
+                jobs=jobs, counts=shown, manifest=where,
+            )  # fmt: skip
         if unsent.landed.state == "OVER_BUDGET" and attempt.run.policy.ends_over_budget:
             return OverBudget(
                 f"{unsent.landed.detail} Clear the task with a larger budget to send the rest.",

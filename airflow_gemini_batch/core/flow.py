@@ -33,9 +33,11 @@ from airflow_gemini_batch.core.submitting import look_for_twins, resolve, submit
 from airflow_gemini_batch.core.waiting import Outcome, Wait, age, describe
 from airflow_gemini_batch.exceptions import (
     CredentialsRefused,
+    InvalidInput,
     JobStillRunning,
     MediaUnreadable,
     QuotaExceeded,
+    RequestRefused,
     ServiceUnreachable,
 )
 
@@ -194,7 +196,14 @@ def _work_through(
                 continue
             if patience.holds("sending") or not room.is_there_for(shard, entry):
                 break
-            submitted = submit(attempt, shard, entry)
+            try:
+                submitted = submit(attempt, shard, entry)
+            except (RequestRefused, InvalidInput) as e:
+                if not _is_one_of_many(attempt, rounds, shard):
+                    raise
+                log.warning("%s is refused for good, and the others go on: %s", shard.slot, e)
+                land(attempt, shard, None, Ending("REFUSED", detail=str(e)))
+                continue
             if submitted is None:
                 land(attempt, shard, None, Ending("NOTHING_SENT"))
                 continue
@@ -214,6 +223,14 @@ def _work_through(
     if touched:
         look_for_twins(attempt, touched, None if created else room.listed)
     return tuple(waits), again
+
+
+def _is_one_of_many(attempt: Attempt, rounds: list[Round], refused: Shard) -> bool:
+    """True if a slot that was refused has certainly no job, and others have: those are landed before the run fails."""
+    entry = attempt.ledger.read(refused.slot)
+    if entry.submitted or entry.doubtful:
+        return False
+    return any(attempt.ledger.read(shard.slot).submitted for shard in shards_of(rounds))
 
 
 def _all_of(errors: list[JobStillRunning], others: tuple[str, ...]) -> JobStillRunning:

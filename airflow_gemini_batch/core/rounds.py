@@ -45,7 +45,7 @@ class Leftovers:
                         yield unsettled
 
 
-NEVER_SENT = frozenset({"OVER_BUDGET", "CANARY_FAILED"})
+NEVER_SENT = frozenset({"OVER_BUDGET", "CANARY_FAILED", "REFUSED"})
 """Ends of slots whose rows no model was asked about: they are still for the model that they were meant for."""
 
 

@@ -27,7 +27,7 @@ from airflow_gemini_batch.core.jobs import Job, Phase
 from airflow_gemini_batch.core.ledger import Claim, Entry, Submitted
 from airflow_gemini_batch.core.media import let_go, prepare
 from airflow_gemini_batch.core.names import file_id
-from airflow_gemini_batch.core.plan import Round, Shard
+from airflow_gemini_batch.core.plan import Shard
 from airflow_gemini_batch.core.remote_files import RemoteFile
 from airflow_gemini_batch.core.storage import StoragePath
 from airflow_gemini_batch.core.storage_quota import check_room
@@ -194,7 +194,7 @@ def _check_undamaged(path: StoragePath, sha256: str) -> None:
 
 def _create(attempt: Attempt, shard: Shard, claim: Claim, file: RemoteFile, sending: Sending) -> Submitted | None:
     """Send the one create of a claim. None: the slot must be looked at again (another claim, or another upload)."""
-    model = _model(attempt, shard)
+    model = attempt.model_of(shard)
     if attempt.now() - claim.at > MARGIN / 2:
         # This process was held up. By the time a create is answered, others may have ruled the claim dead.
         attempt.ledger.refused(shard.slot, claim, "not sent: too much time had passed since the claim")
@@ -246,11 +246,6 @@ def _refused_keys(refusal: str, path: StoragePath) -> str:
     with path.open("rb") as f:
         named = [f"line {n} has the key {exact.loads(line)['key']!r}" for n, line in enumerate(f, 1) if n in numbers]
     return f"In the upload, {', '.join(named)}."
-
-
-def _model(attempt: Attempt, shard: Shard) -> str:
-    one = Round.load(attempt.work, shard.slot.round)
-    return attempt.plan.model_of(one.asks if one else shard.slot.round)
 
 
 def _inline(attempt: Attempt, shard: Shard) -> list[dict[str, Any]]:
@@ -307,7 +302,7 @@ def _adopt(attempt: Attempt, shard: Shard, jobs: list[Job]) -> Submitted:
 def _record(attempt: Attempt, shard: Shard, kept: Job) -> Submitted:
     created = kept.created_at.timestamp() if kept.created_at else attempt.now()
     until = _media_until(attempt, shard, created)
-    model, file = _model(attempt, shard), kept.input_file or ""
+    model, file = attempt.model_of(shard), kept.input_file or ""
     submitted = Submitted(kept.name, model, file, created, adopted=True, media_until=until)
     attempt.ledger.submitted(shard.slot, submitted)
     return submitted

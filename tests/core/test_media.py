@@ -711,8 +711,7 @@ def test_media_of_a_job_that_is_refused_stay_while_another_job_needs_them(emulat
     (picture,) = pictures(1)
     run = plan([asking("a", picture), asking("b", picture)], limits=_limits(1), delete_remote="inputs")
     emulator.faults = Faults(http_errors={"create": HttpError(400, skip=1)})
-    with pytest.raises(RequestRefused):
-        advance(run, services, starting=True)
+    assert len(advance(run, services, starting=True).waits) == 1
     assert len(uploads(emulator)) == 1
     emulator.faults = Faults()
     assert finish(run, services).counts["ok"] == 2

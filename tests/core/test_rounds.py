@@ -23,11 +23,12 @@ from airflow_gemini_batch.core.results import CODES, PASSING_CODES
 from airflow_gemini_batch.core.rows import FileSource
 from airflow_gemini_batch.core.schema import OutputSchema
 from airflow_gemini_batch.core.shards import Limits
-from airflow_gemini_batch.emulator import Emulator, Faults, HttpError, RowError
+from airflow_gemini_batch.emulator import Emulator, Faults, HttpError, Options, RowError
 from airflow_gemini_batch.exceptions import (
     CanaryFailed,
     InvalidConfig,
     JobExpired,
+    JobRefused,
     JobStillRunning,
     JobStuck,
     RequestRefused,
@@ -364,6 +365,36 @@ def test_a_failed_job_goes_to_the_next_model_whatever_its_error(emulator, make_r
     with pytest.raises(RunFailed, match=r"does not do that\. Clear"):
         finish(falling_back(make_run(model=HANGS, max_rounds=4, out="again", run_id="again"), WORKS))
     assert emulator.jobs_created == 5
+
+
+@pytest.mark.parametrize("last", ["gemini-2.5-pro", None])
+def test_a_fallback_that_there_is_not_keeps_no_paid_answer_from_landing(connect, make_run, finish, last):
+    with Emulator(job_seconds=0, options=Options(models=[HANGS, "gemini-2.5-pro"])) as gemini:
+        gemini.faults = Faults(fail_keys={"3": RowError(13, times=1)})
+        services = Services(connect(gemini.url), sleep=lambda _: time.sleep(0.01))
+        run = falling_back(make_run(map(str, range(10))), "gemini-2.5-proo", *([last] if last else []))
+        run = replace(run, policy=replace(run.policy, max_rounds=3))
+        if last:
+            assert check(finish(run, services), 10)["3"]["round"] == 2
+            assert models(gemini) == [HANGS, last]
+            return
+        with pytest.raises(JobRefused, match=r"gemini-2\.5-proo is not found") as caught:
+            finish(run, services)
+        assert caught.value.counts == {"ok": 9, "error": 1}
+        check(Manifest.load(run.output), 10)
+        assert [one["key"] for one in failures(run)] == ["3"]
+        assert gemini.jobs_created == 1
+
+
+def test_one_job_that_is_refused_keeps_no_other_from_being_sent_and_landed(emulator, make_run, finish):
+    emulator.faults = Faults(http_errors={"create": HttpError(400, times=1, skip=1)})
+    run = make_run(map(str, range(6)), limits=Limits(requests_per_job=2))
+    with pytest.raises(JobRefused):
+        finish(run)
+    assert sent(emulator) == [("0", "1"), ("4", "5")]
+    rows = check(finish(run), 6)
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert sent(emulator)[2:] == [("2", "3")]
 
 
 def test_each_end_has_an_exception_of_its_own_with_jobs_counts_and_manifest(emulator, make_run, finish):
