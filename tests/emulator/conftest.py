@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,11 +60,14 @@ class Raw:
         return self.json("GET", job)
 
     def results(self, job: str) -> list[dict[str, Any]]:
-        """The lines of a finished job, which this looks at once."""
+        """The lines of a job that ends at the first look."""
         return [json.loads(line) for line in self.result_bytes(job).splitlines() if line.strip()]
 
     def result_bytes(self, job: str) -> bytes:
-        file = self.get(job)["response"]["responsesFile"]
+        end = time.monotonic() + 60  # on a slow machine large results are written for longer than a look waits for them
+        while not (seen := self.get(job)).get("done") and time.monotonic() < end:
+            pass
+        file = seen["response"]["responsesFile"]
         reply = self.http.get(f"/{self.version}/{file}:download", params={"alt": "media"})
         assert reply.status_code == 200, reply.text
         return reply.content
