@@ -77,27 +77,27 @@ def advance(
     """
     patience = Patience(run, services, starting=starting)
     waits: tuple[Wait, ...] = ()
-    again: float | None = None
+    look_again: float | None = None
     # Reading the prices takes 50 MB for a moment: now, and not when a shard is in memory.
     Prices(run.spec.model, datetime.fromtimestamp(services.clock(), UTC))
     try:
         plan = find_or_make_plan(run, services, starting=starting)
         attempt = Attempt(run, plan, services)
         retire_older_plans(attempt)
-        again = _start_again(attempt) if starting else False
+        asked_again = _start_again(attempt) if starting else False
         while True:
             rounds = Round.load_all(attempt.work)
-            waits, again = _work_through(attempt, patience, rounds, tuple(outcomes))
-            if waits or again or patience.tried:
+            waits, look_again = _work_through(attempt, patience, rounds, tuple(outcomes))
+            if waits or look_again or patience.tried:
                 break
-            if _open_next(attempt, rounds, starting=starting and not again) is None:
+            if _open_next(attempt, rounds, starting=starting and not asked_again) is None:
                 patience.forget()  # from here on the service is not asked for anything that has a quota
                 return finish(attempt, rounds)
-            again = True  # what this very call leaves aside, nobody has asked for again
+            asked_again = True  # what this very call leaves aside, nobody has asked for again
     except QuotaExceeded as e:
         patience.refused(e)
-    back = patience.settle(running=bool(waits or again))
-    return Waiting(waits, min((at for at in (back, again) if at is not None), default=None))
+    back = patience.settle(running=bool(waits or look_again))
+    return Waiting(waits, min((at for at in (back, look_again) if at is not None), default=None))
 
 
 def _start_again(attempt: Attempt) -> bool:
