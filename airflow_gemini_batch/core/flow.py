@@ -169,12 +169,12 @@ def _work_through(
             except JobStillRunning as e:  # first comes what has ended
                 left_running.append(e)
                 continue
-            if wait:
+            if wait and wait.job not in ended:
                 running[wait.job] = shard
-                if wait.job not in ended:
-                    waits.append(wait)
-                else:  # a wait for it would end at once, again and again
-                    again = attempt.now() + LOOK_AGAIN
+                waits.append(wait)
+            elif wait and not attempt.ledger.read(shard.slot).landed:  # another attempt may have landed and deleted it
+                running[wait.job] = shard
+                again = attempt.now() + LOOK_AGAIN  # a wait for it would end at once, again and again
     if left_running:
         raise _all_of(left_running, tuple(running))
     touched = [shard for shard, entry in entries.items() if entry.submitted and not entry.landed]
