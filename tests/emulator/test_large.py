@@ -110,11 +110,12 @@ def test_others_are_served_while_a_large_file_is_checked_and_answered(gemini, ra
     made: list[httpx.Response] = []
     creating = threading.Thread(target=lambda: made.append(raw.post({"inputConfig": {"fileName": name}})))
     creating.start()
-    served = 0
+    slowest = 0.0
     with httpx.Client(base_url=gemini.url, headers={"x-goog-api-key": "any"}) as other:
         while creating.is_alive():
+            asked = time.monotonic()
             assert other.get("/v1beta/files").status_code == 200
-            served += 1
+            slowest = max(slowest, time.monotonic() - asked)
     creating.join()
-    assert served >= 3  # if they had to wait for it: one, or two
+    assert slowest < 2  # a client that polls every second hardly notices; a tenth of that on a quiet machine
     assert len(raw.results(made[0].json()["name"])) == 30_000
