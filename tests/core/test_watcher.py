@@ -399,7 +399,7 @@ def test_a_list_that_hangs_gives_way_to_get(crowd, monkeypatch):
 
     began = time.monotonic()
     asyncio.run(run())
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 15
 
 
 def test_many_jobs_that_are_asked_for_one_by_one_share_a_few_connections():
@@ -500,7 +500,7 @@ def test_one_look_that_hangs_holds_up_no_end_of_the_same_waits_other_jobs(serve,
     jobs = [f"batches/{n}" for n in range(24)]
     outcomes, took = asyncio.run(Hanging(serve, jobs, jobs[:1]).wait())
     assert outcomes == tuple(Outcome(job, "ended", "SUCCEEDED") for job in jobs[1:])
-    assert took < HUNG
+    assert took < 7
 
 
 @pytest.mark.parametrize(
@@ -510,14 +510,14 @@ def test_looks_that_hang_hold_up_no_deadline_and_no_time_to_come_back(serve, has
     jobs = [f"batches/{n}" for n in range(3)]
     outcomes, took = asyncio.run(Hanging(serve, jobs, jobs).wait(**ends()))
     assert {one.how for one in outcomes} <= {"timed_out"}
-    assert took < HUNG
+    assert took < 6
 
 
 def test_many_looks_that_hang_do_not_hide_the_end_of_another_job(serve, hasty):
     jobs = [f"batches/{n}" for n in range(11)]
     outcomes, took = asyncio.run(Hanging(serve, jobs, jobs[:10]).wait())
     assert outcomes == (Outcome(jobs[10], "ended", "SUCCEEDED"),)
-    assert took < HUNG
+    assert took < 10
 
 
 @pytest.mark.parametrize("refused", ["get", "list"])
